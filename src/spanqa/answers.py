@@ -1,0 +1,216 @@
+"""Scored spans of all windows and passages of a question to answers, or to no answer.
+
+    M(p)  margin of place p: the largest, over the windows that hold it, of span score - null score of that window
+    M*    the largest M
+    no_answer_probability = 1 / (1 + exp(b M* - a))
+    probability(p)        = (1 - no_answer_probability) exp(M(p)/T) / sum of exp(M(q)/T) over every place q
+
+The sum runs over every legal place, never an n-best list, so nothing depends on how many answers are asked for. With
+a = 0 and b = T = 1 the probabilities are uncalibrated.
+
+It does not run the model; it is given its logits.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spanqa.errors import InputError
+from spanqa.spans import Span, WindowLogits, best_spans, forbid_blank, passage_band
+from spanqa.tokens import Passage
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSettings:
+    """`max_answer_tokens`: no longer span is an answer. `no_answer_threshold`: below this score the answer is empty."""
+
+    max_answer_tokens: int = 30
+    no_answer_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_answer_tokens, int) or self.max_answer_tokens < 1:
+            raise InputError(f"max_answer_tokens is {self.max_answer_tokens!r}; expected a whole number, at least 1.")
+        if not isinstance(self.no_answer_threshold, (int, float)) or math.isnan(self.no_answer_threshold):
+            raise InputError(f"no_answer_threshold is {self.no_answer_threshold!r}; expected a number.")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What turns scores into probabilities that can be believed; the defaults turn them into uncalibrated ones.
+
+    `data_sha256` names the data that a, b and the temperature were fitted on.
+    """
+
+    a: float = 0.0
+    b: float = 1.0
+    temperature: float = 1.0
+    data_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.a) and 0 < self.b < math.inf and 0 < self.temperature < math.inf):
+            raise InputError(f"The calibration {self} is not usable: a must be finite, b and temperature above 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The words of a passage that answer a question, with their place and how sure the model is.
+
+    `text` is `passage[start:end]`: code points of the caller's own string, end exclusive; "" when the passage does not
+    hold the answer, and then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over
+    "no answer" in logits (-inf where there was nothing to read); `probability` and `no_answer_probability` lie in
+    [0, 1]. `sentence` is the sentence around the answer, at `sentence_start`. `passage_index` counts the passages given.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    score: float
+    probability: float
+    no_answer_probability: float
+    sentence: str = ""
+    sentence_start: int | None = None
+    passage_index: int | None = None
+    source: str | None = None
+
+    def __bool__(self) -> bool:
+        """Whether there is an answer."""
+        return self.start is not None
+
+    def as_json(self, question: str) -> dict[str, Any]:
+        """Return the fields, with the question first, as JSON can write them (no infinity)."""
+        fields = {"question": question, **asdict(self)}
+        return fields | {"score": self.score if math.isfinite(self.score) else None}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """All that is known of a question: the best places, whatever their score, and the belief that there is none.
+
+    `best_score` is M*, -inf where there is no place at all.
+    """
+
+    answers: tuple[Answer, ...]
+    best_score: float
+    no_answer_probability: float
+
+    def above(self, threshold: float) -> list[Answer]:
+        """Return the answers that score at least the threshold."""
+        return [answer for answer in self.answers if answer.score >= threshold]
+
+    def best(self, threshold: float) -> Answer:
+        """Return the best answer, or no answer when it scores below the threshold."""
+        if self.answers and self.best_score >= threshold:
+            return self.answers[0]
+        return Answer("", None, None, self.best_score, self.no_answer_probability, self.no_answer_probability)
+
+
+def rank_places(
+    passages: Sequence[Passage],
+    logits: Sequence[Sequence[WindowLogits]],
+    *,
+    top_k: int = 1,
+    settings: AnswerSettings = AnswerSettings(),
+    calibration: Calibration = Calibration(),
+) -> Ranking:
+    """Return the best `top_k` places over all passages, distinct and non-overlapping, on one scale.
+
+    `logits` holds the windows of each passage. Equal scores are settled by the order of the passages, then by place.
+    """
+    found: list[tuple[float, int, Span]] = []
+    masses: list[float] = []
+    for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
+        offsets = passage.tokens.offsets
+        band = passage_band(windows, len(passage.tokens), settings.max_answer_tokens)
+        forbid_blank(band, offsets)
+        spans = best_spans(band, offsets, top_k)
+        if spans:
+            masses.append(_log_sum_exp(band / calibration.temperature))
+            found += [(-span.score, index, span) for span in spans]
+    found.sort(key=lambda item: item[:2])
+    best = -found[0][0] if found else -math.inf
+    no_answer = _sigmoid(calibration.a - calibration.b * best)
+    mass = _log_sum_exp(np.array(masses)) if masses else 0.0
+    answers = []
+    for _, index, span in found[:top_k]:
+        share = math.exp(min(0.0, span.score / calibration.temperature - mass))
+        answers.append(_answer(passages[index], index, span, (1 - no_answer) * share, no_answer))
+    return Ranking(tuple(answers), best, no_answer)
+
+
+def _answer(passage: Passage, index: int, span: Span, probability: float, no_answer_probability: float) -> Answer:
+    start = int(passage.tokens.offsets[span.start_token, 0])
+    end = int(passage.tokens.offsets[span.end_token, 1])
+    left, right = sentence_around(passage.text, start, end)
+    return Answer(
+        text=passage.text[start:end],
+        start=start,
+        end=end,
+        score=span.score,
+        probability=probability,
+        no_answer_probability=no_answer_probability,
+        sentence=passage.text[left:right],
+        sentence_start=left,
+        passage_index=index,
+        source=passage.source,
+    )
+
+
+def _log_sum_exp(values: np.ndarray[Any, Any]) -> float:
+    top = float(values.max())
+    return top + math.log(float(np.exp(values - top, dtype=np.float64).sum()))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+_REACH = 500  # code points: how far a sentence may go on either side of the answer
+_BREAK = re.compile(
+    r"""(?P<stop>[.!?…]+["'”’»)\]]*) (?=\s+ ["'“‘«(\[]* [^\W_a-z])   # a full stop, then a capital or a digit
+      | (?P<wide>[。！？]+[」』”]*)
+      | (?P<blank>\n[^\S\n]*\n)
+      | (?P<line>\n) (?=[^\S\n]*(?:[-*•–]\s|\d+[.)]\s|\[|\d{4}-))     # a list item, a log line
+    """.replace("\r", ""),
+    re.VERBOSE,
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:mr|mrs|ms|dr|prof|st|sr|jr|no|nos|vs|etc|e\.g|i\.e|fig|figs|eq|sec|art|ch|vol|al|inc|ltd|co|corp|dept|est|approx"
+    r"|cf|gen|col|capt|lt|sgt|rev|hon|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|\b[^\W\d_])\.$",
+    re.IGNORECASE,
+)
+
+
+def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the bounds of the sentence that holds `text[start:end]`, at most 500 code points to each side.
+
+    A rule of thumb for showing answers: it ends at full stops before a capital (not after initials and common
+    abbreviations), at blank lines, and before list items and dated log lines.
+
+        >>> text = "Mr. J. Bell came in May. He built the pier. It stands."
+        >>> left, right = sentence_around(text, 28, 33)
+        >>> text[left:right]
+        'He built the pier.'
+    """
+    low, high = max(0, start - _REACH), min(len(text), end + _REACH)
+    left, right = low, high
+    for found in _BREAK.finditer(text, low, high):
+        if found.lastgroup == "stop" and _ABBREVIATION.search(text, max(low, found.start() - 8), found.end()):
+            continue
+        if found.end() <= start:
+            left = found.end()
+        elif found.start() >= end or found.end() >= end:
+            right = found.end() if found.lastgroup in ("stop", "wide") else found.start()
+            break
+    if left == low > 0:  # no break in reach: begin at a whole word
+        left = next((i for i in range(low, start) if text[i].isspace()), low)
+    if right == high < len(text):
+        right = next((i for i in range(high, end, -1) if text[i].isspace()), high)
+    while left < start and text[left].isspace():
+        left += 1
+    while right > end and text[right - 1].isspace():
+        right -= 1
+    return left, right

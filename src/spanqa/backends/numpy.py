@@ -1,0 +1,125 @@
+"""The reference backend: the encoder computed step by step in NumPy, in float32.
+
+Slow and plain, so that it can be checked by eye; every other backend must agree with it.
+"""
+
+import math
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spanqa.batches import Batch, SpanLogits
+from spanqa.checkpoint import Checkpoint, load_weights
+from spanqa.encoder import span_logits
+from spanqa.errors import BackendError
+
+Floats = NDArray[np.float32]
+
+
+class NumpyOps:
+    """`spanqa.encoder.Ops` on NumPy arrays."""
+
+    def embed(self, table: Any, ids: Any) -> Any:
+        return table[ids]
+
+    def shift(self, ids: Any, offset: int) -> Any:
+        return ids + offset
+
+    def linear(self, x: Any, weight: Any, bias: Any) -> Any:
+        return x @ weight.T + bias
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(eps)) * weight + bias
+
+    def activate(self, x: Any, name: str) -> Any:
+        if name == "relu":
+            return np.maximum(x, 0)
+        if name == "gelu_tanh":
+            return 0.5 * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+        return 0.5 * x * (1 + _erf(x * np.float32(math.sqrt(0.5))))
+
+    def split_heads(self, x: Any, heads: int) -> Any:
+        batch, token, hidden = x.shape
+        return x.reshape(batch, token, heads, hidden // heads).transpose(0, 2, 1, 3)  # (batch, head, token, size)
+
+    def merge_heads(self, x: Any) -> Any:
+        batch, heads, token, size = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(batch, token, heads * size)  # (batch, token, hidden)
+
+    def same_window(self, window_index: Any) -> Any:
+        return (window_index[:, :, None] == window_index[:, None, :])[:, None]  # (batch, 1, query, key)
+
+    def attention(self, query: Any, key: Any, mask: Any) -> Any:
+        scores = query @ key.swapaxes(-1, -2) / np.float32(math.sqrt(query.shape[-1]))  # (batch, head, query, key)
+        scores = np.where(mask, scores, np.float32(-np.inf))
+        exponents = np.exp(scores - scores.max(-1, keepdims=True))
+        return exponents / exponents.sum(-1, keepdims=True)
+
+    def mix(self, attention: Any, value: Any) -> Any:
+        return attention @ value
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        return self.mix(self.attention(query, key, mask), value)
+
+    def column(self, x: Any, index: int) -> Any:
+        return x[..., index]
+
+
+_ERF_STEPS = (
+    4096  # per unit; straight lines between table entries are then within 8e-9 of erf, below float32's own step
+)
+
+
+@cache
+def _erf_table() -> Floats:
+    return np.array([math.erf(i / _ERF_STEPS) for i in range(6 * _ERF_STEPS + 2)], np.float32)
+
+
+def _erf(x: Floats) -> Floats:
+    """The error function, which NumPy lacks, by a table of `math.erf`."""
+    table = _erf_table()
+    place = np.minimum(np.abs(x), 6) * np.float32(_ERF_STEPS)
+    below = place.astype(np.int32)
+    low, high = table[below], table[below + 1]
+    return np.copysign(low + (high - low) * (place - below.astype(np.float32)), x)
+
+
+class NumpyBackend:
+    """Computes in float32, on the CPU, with whatever BLAS NumPy was built with."""
+
+    name = "numpy"
+    device = "cpu"
+    dtype = "fp32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._config = checkpoint.encoder
+        self._weights = {name: array.astype(np.float32) for name, array in load_weights(checkpoint)}
+
+    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+        start, end, attentions = span_logits(
+            NumpyOps(),
+            self._weights,
+            self._config,
+            batch.input_ids,
+            batch.token_type_ids,
+            batch.position_ids,
+            batch.window_index,
+            attention_layers=attention or (),
+        )
+        return SpanLogits(start, end, attentions if attention is not None else None)
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> NumpyBackend:
+    """Make the backend. NumPy has one device and one dtype, and takes its threads from its BLAS."""
+    if device not in ("auto", "cpu"):
+        raise BackendError(f"Backend 'numpy' has no device {device!r}; it runs on the cpu.")
+    if threads is not None:
+        raise BackendError("Backend 'numpy' takes its threads from its BLAS; set OMP_NUM_THREADS instead of threads.")
+    return NumpyBackend(checkpoint)

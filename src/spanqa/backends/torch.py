@@ -1,0 +1,148 @@
+"""PyTorch: transformers' own question-answering model, the very module that `spanqa train` trains.
+
+What it needs: pip install 'spanqa[torch]'. What it gives beyond the others: GPUs, and every other architecture that
+transformers has a question-answering head for (DeBERTa, ModernBERT, ...), one window a row.
+"""
+
+import inspect
+from collections.abc import Collection
+from typing import Any
+
+import torch
+import transformers
+
+from spanqa.batches import PADDING, Batch, SpanLogits
+from spanqa.checkpoint import Checkpoint, verify_weights
+from spanqa.encoder import FAMILIES
+from spanqa.errors import BackendError, CheckpointError, UnsupportedModelError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchBackend:
+    """transformers' AutoModelForQuestionAnswering on one device."""
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._family = checkpoint.model_type in FAMILIES
+        self._model = _read_model(checkpoint, _DTYPES[dtype]).to(device).eval()
+        self._inputs = set(inspect.signature(self._model.forward).parameters)
+        self._position_offset = checkpoint.encoder.position_offset if self._family else 0
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+        if attention is None:
+            output = self._model(**self._arguments(batch))
+            return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits))
+        usual = self._model.config._attn_implementation
+        self._model.set_attn_implementation("eager")  # the others return no attention, and do not say so
+        try:
+            output = self._model(**self._arguments(batch), output_attentions=True)
+        finally:
+            self._model.set_attn_implementation(usual)
+        found = {layer: _numpy(output.attentions[layer]) for layer in sorted(set(attention))}
+        return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), found)
+
+    def _arguments(self, batch: Batch) -> dict[str, torch.Tensor]:
+        def tensor(array: Any) -> torch.Tensor:
+            return torch.from_numpy(array).to(self.device, torch.long)
+
+        arguments = {"input_ids": tensor(batch.input_ids)}
+        if "token_type_ids" in self._inputs:
+            arguments["token_type_ids"] = tensor(batch.token_type_ids)
+        packed = batch.window_index.max(initial=0) > 0
+        if packed and not self._family:
+            raise UnsupportedModelError(
+                f"{type(self._model).__name__} cannot read packed rows: nothing would keep its windows apart. Use padded batches."
+            )
+        if self._family:
+            arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
+        index = tensor(batch.window_index)
+        if packed:
+            apart = index[:, None, :, None] != index[:, None, None, :]  # (row, 1, query, key)
+            dtype = self._model.dtype
+            arguments["attention_mask"] = torch.zeros(apart.shape, dtype=dtype, device=self.device).masked_fill_(
+                apart, torch.finfo(dtype).min
+            )
+        else:
+            arguments["attention_mask"] = (index != PADDING).long()
+        return arguments
+
+
+def _numpy(tensor: torch.Tensor) -> Any:
+    return tensor.float().cpu().numpy()
+
+
+def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Load the model; transformers would fill missing parameters with random numbers, so both sides check for them."""
+    if checkpoint.model_type in FAMILIES:
+        verify_weights(checkpoint)
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    verbosity = transformers.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # what it would report, missing and unexpected names, is checked here
+    try:
+        model, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
+            checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"transformers {transformers.__version__} cannot load {str(checkpoint.path)!r} ({checkpoint.model_type!r}) for question "
+            f"answering: {error}"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise CheckpointError(
+            f"{str(checkpoint.path)!r} lacks {len(lacking)} parameters, or has them in another shape: {', '.join(lacking[:6])}. "
+            "Is this a checkpoint without a question-answering head?"
+        )
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CheckpointError(
+                f"{name} in {str(checkpoint.path)!r} holds NaN or infinity. The training diverged or the file is damaged."
+            )
+    return model
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TorchBackend:
+    """Make the backend. "auto" is the GPU where there is one, in bfloat16 where it has it; see `_auto_dtype` for CPUs.
+
+    `threads` sets torch's number for the whole process.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    _check_device(device)
+    if dtype == "auto":
+        dtype = _auto_dtype(device)
+    if dtype == "fp16" and torch.device(device).type == "cpu":
+        raise BackendError(
+            "Backend 'torch' computes fp16 on the cpu only by emulation, far slower than fp32. Use bf16 or fp32."
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchBackend(checkpoint, device, dtype)
+
+
+def _check_device(device: str) -> None:
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in (*there, *(["cuda"] if torch.cuda.is_available() else [])):
+        raise BackendError(f"Backend 'torch' sees no device {device!r} here. It sees: {', '.join(there)}.")
+
+
+def _auto_dtype(device: str) -> str:
+    """bf16 where the processor multiplies it natively, else fp32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if kind == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+    return "fp32"

@@ -1,0 +1,128 @@
+"""Windows to arrays, and the planner that groups windows of like length under a token budget.
+
+A batch is what every backend reads. Rows hold one window each (`pad`) or several (`pack`); `window_index` says which
+window of its row a token belongs to, and attention never crosses it. Nothing here knows a model.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spanqa.windows import Window
+
+PADDING = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What a backend reads: four int32 arrays `[rows, cols]`.
+
+    `window_index` is the number of the window within its row that a token belongs to, -1 on padding; `position_ids`
+    start at zero in each window; `token_type_ids` are the tokenizer's (0 and 1 for BERT). Padding is to the right.
+
+    Two windows of 4 and 2 tokens, padded, and the same two packed into one row:
+
+        input_ids       101 7 102 102        101 7 102 102 101 102
+                        101 102   0   0
+        position_ids      0 1   2   3          0 1   2   3   0   1
+                          0 1   0   0
+        window_index      0 0   0   0          0 0   0   0   1   1
+                          0 0  -1  -1
+    """
+
+    input_ids: NDArray[np.int32]
+    token_type_ids: NDArray[np.int32]
+    position_ids: NDArray[np.int32]
+    window_index: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        shapes = {name: getattr(self, name).shape for name in self.__slots__}
+        assert len(set(shapes.values())) == 1 and self.input_ids.ndim == 2, f"arrays of different shapes: {shapes}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, cols = self.input_ids.shape
+        return rows, cols
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(np.count_nonzero(self.window_index != PADDING))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanLogits:
+    """What a backend answers: for each token, how well the answer starts and ends there.
+
+    `start` and `end` float32 `[rows, cols]`; on padding they mean nothing. `attention`, where it was asked for: for each
+    layer (counted from zero) float32 `[rows, heads, query, key]`.
+    """
+
+    start: NDArray[np.float32]
+    end: NDArray[np.float32]
+    attention: dict[int, NDArray[np.float32]] | None = None
+
+
+def pad(windows: Sequence[Window]) -> Batch:
+    """Return a batch with one window a row, as wide as the longest."""
+    return pack([[window] for window in windows])
+
+
+def pack(rows: Sequence[Sequence[Window]], cols: int | None = None) -> Batch:
+    """Return a batch whose rows hold the given windows, one behind the other.
+
+    `cols` is the width; by default that of the fullest row.
+    """
+    width = max(sum(map(len, row)) for row in rows) if cols is None else cols
+    batch = Batch(
+        *(np.zeros((len(rows), width), np.int32) for _ in range(3)), np.full((len(rows), width), PADDING, np.int32)
+    )
+    for r, row in enumerate(rows):
+        at = 0
+        for w, window in enumerate(row):
+            place = slice(at, at + len(window))
+            _write(window, batch.input_ids[r, place], batch.token_type_ids[r, place])
+            batch.position_ids[r, place] = np.arange(len(window))
+            batch.window_index[r, place] = w
+            at = place.stop
+    return batch
+
+
+def _write(window: Window, ids: NDArray[np.int32], types: NDArray[np.int32]) -> None:
+    layout, at = window.layout, 0
+    for piece, kind in (
+        (layout.before, None),
+        (window.question.ids, layout.question_type),
+        (layout.between, None),
+        (window.passage.ids[window.first : window.stop], layout.passage_type),
+        (layout.after, None),
+    ):
+        place = slice(at, at + len(piece))
+        if kind is None:
+            ids[place], types[place] = [token for token, _ in piece], [kind for _, kind in piece]
+        else:
+            ids[place], types[place] = piece, kind
+        at = place.stop
+
+
+def plan(lengths: Iterable[int], budget_tokens: int) -> list[list[int]]:
+    """Group windows, given by their lengths, so that a padded batch has at most `budget_tokens` with its padding.
+
+    Sorted by length, so that a batch holds windows of like length; a window longer than the budget goes alone. The
+    batches come longest first, as the positions of the lengths given.
+
+        >>> plan([5, 2, 9, 2, 4], budget_tokens=10)
+        [[2], [0, 4], [1, 3]]
+    """
+    batches: list[list[int]] = []
+    longest = 0
+    for position, length in sorted(enumerate(lengths), key=lambda item: -item[1]):
+        if batches and (len(batches[-1]) + 1) * longest <= budget_tokens:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            longest = length
+    return batches

@@ -1,0 +1,242 @@
+"""Reader: the chain from question and passage to answer, behind one object.
+
+    prepare   text -> Passage          encode once, ask often
+    forward   questions -> Reading     windows, batches, logits; a stream in, a stream out
+    decode    Reading -> Ranking       places, probabilities, no answer
+
+`ask`, `ask_many` and `rank` compose the three. It adds nothing of its own but their order.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any, TypeVar
+
+from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places
+from spanqa.backends.base import Backend, load_backend
+from spanqa.batches import pad, plan
+from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
+from spanqa.errors import CheckpointError, InputError, QuestionTooLongError
+from spanqa.spans import WindowLogits, split_logits
+from spanqa.tokens import Passage
+from spanqa.windows import Window, WindowSettings, make_windows
+
+BATCH_TOKENS = 4096
+"""Tokens of a batch, padding counted: enough to keep matrix products busy, little enough to fit the caches."""
+
+_CHUNK_TOKENS = 32 * BATCH_TOKENS  # sorted by length together; also bounds what a stream holds in memory
+
+Settings = TypeVar("Settings", WindowSettings, AnswerSettings, Calibration)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A question, its passages, and what the model made of each: the logits of the windows of every passage."""
+
+    question: str
+    passages: tuple[Passage, ...]
+    logits: tuple[tuple[WindowLogits, ...], ...]
+
+
+class Reader:
+    """A model that reads passages for the answers to questions.
+
+        reader = Reader.load()
+        reader.ask("Who built it?", "The pier was built by Anna Kestrel.").text    # 'Anna Kestrel'
+
+    `windows`, `answers` and `calibration` are the settings stored with the model; a reader with others is made by
+    `with_settings`. `reason` says why `backend` is the one it is.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, reason: str = "it was given") -> None:
+        self.checkpoint = checkpoint
+        self.backend = backend
+        self.reason = reason
+        windows = _section(checkpoint, "windows", WindowSettings)
+        self.windows = replace(windows, max_seq_length=min(windows.max_seq_length, checkpoint.max_seq_length))
+        self.answers = _section(checkpoint, "answers", AnswerSettings)
+        self.calibration = _section(checkpoint, "calibration", Calibration)
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike[str] = BUNDLED[0],
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        revision: str | None = None,
+        threads: int | None = None,
+    ) -> "Reader":
+        """Load a model: a bundled name, a folder, or a Hugging Face hub id.
+
+        Raises:
+            CheckpointError: the model is missing, incomplete, damaged, or nothing here can run it.
+            BackendError: no such backend, device or dtype on this machine, or it is not installed.
+        """
+        checkpoint = open_checkpoint(model, revision)
+        chosen, reason = load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
+        return cls(checkpoint, chosen, reason)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether probabilities were fitted on data, rather than being the model's raw belief."""
+        return self.calibration.data_sha256 is not None
+
+    def with_settings(
+        self, *, windows: WindowSettings | None = None, answers: AnswerSettings | None = None
+    ) -> "Reader":
+        """Return a reader of the same model and backend with other settings.
+
+        Raises:
+            InputError: the windows are longer than the model can read.
+        """
+        other = Reader(self.checkpoint, self.backend, self.reason)
+        other.windows = windows or self.windows
+        other.answers = answers or self.answers
+        if other.windows.max_seq_length > self.checkpoint.max_seq_length:
+            raise InputError(
+                f"max_seq_length is {other.windows.max_seq_length}; this model reads at most {self.checkpoint.max_seq_length} tokens."
+            )
+        return other
+
+    def ask(self, question: str, passage: str | Passage, *, threshold: float | None = None) -> Answer:
+        """Return the words of the passage that answer the question, or an answer whose text is "".
+
+        `threshold`, on the score, is the stored one when None.
+
+        Raises:
+            InputError: the question or the passage is empty, or not a string.
+            QuestionTooLongError: the question leaves no room for the passage.
+        """
+        prepared = self.prepare(passage)
+        if not prepared.text.strip():
+            raise InputError("The passage is empty: there is nothing to read. Give a text that may hold the answer.")
+        return self.decode(next(self.forward([(question, [prepared])]))).best(self._threshold(threshold))
+
+    def ask_many(
+        self, pairs: Iterable[tuple[str, str | Passage]], *, threshold: float | None = None
+    ) -> Iterator[Answer]:
+        """Yield an answer for each (question, passage), in order, as the stream comes in; memory stays bounded.
+
+        An empty passage is answered "no answer"; it does not stop the stream.
+
+        Raises:
+            InputError: as `ask`, for an empty or too long question; the message says which pair it was.
+        """
+        for reading in self.forward((question, [passage]) for question, passage in pairs):
+            yield self.decode(reading).best(self._threshold(threshold))
+
+    def rank(
+        self,
+        question: str,
+        passages: str | Passage | Sequence[str | Passage],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+    ) -> list[Answer]:
+        """Return the best places of all passages, best first: distinct, non-overlapping, and on one scale.
+
+        [] when all score below the threshold. A passage given twice is read once, under its first index.
+
+        Raises:
+            InputError: `top_k` is below 1, or the question is empty or not a string.
+        """
+        if not isinstance(top_k, int) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
+        given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
+        prepared = [self.prepare(passage) for passage in given]
+        first: dict[str, int] = {}
+        for index, passage in enumerate(prepared):
+            first.setdefault(passage.text, index)
+        reading = next(self.forward([(question, [prepared[index] for index in first.values()])]))
+        answers = self.decode(reading, top_k=top_k).above(self._threshold(threshold))
+        places = list(first.values())
+        return [replace(answer, passage_index=places[answer.passage_index or 0]) for answer in answers]
+
+    def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
+        """Encode a passage, to ask several questions of it; a `Passage` is returned as it is.
+
+        Raises:
+            InputError: it is not a string, or not valid Unicode.
+        """
+        if isinstance(passage, Passage):
+            return passage
+        return Passage(passage, self.checkpoint.tokenizer.encode_passage(_text(passage, "passage")), source)
+
+    def forward(self, questions: Iterable[tuple[str, Sequence[str | Passage]]]) -> Iterator[Reading]:
+        """Run the model on (question, passages) items and yield a reading of each, in order.
+
+        Items are taken from the stream in chunks; the windows of a chunk are sorted by length and batched under a token
+        budget, so that little padding is computed.
+
+        Raises:
+            InputError: a question is empty, too long or not a string; the message says which.
+        """
+        stream = enumerate(questions)
+        while items := self._take(stream):
+            windows = [window for _, _, cut in items for piece in cut for window in piece]
+            logits: list[WindowLogits | None] = [None] * len(windows)
+            for group in plan(map(len, windows), BATCH_TOKENS):
+                members = [windows[i] for i in group]
+                batch = pad(members)
+                for i, found in zip(group, split_logits(members, batch, self.backend.forward(batch)), strict=True):
+                    logits[i] = found
+            each = iter(logits)
+            for question, passages, cut in items:
+                yield Reading(question, passages, tuple(tuple(islice(each, len(piece))) for piece in cut))  # type: ignore[arg-type]
+
+    def _take(self, stream: Iterator[tuple[int, tuple[str, Sequence[str | Passage]]]]) -> list[Any]:
+        """Cut the next questions of the stream into windows, up to the chunk's number of tokens."""
+        items: list[tuple[str, tuple[Passage, ...], list[list[Window]]]] = []
+        tokens = 0
+        for position, (question, given) in stream:
+            passages = tuple(self.prepare(passage) for passage in given)
+            try:
+                cut = self._cut(question, passages)
+            except QuestionTooLongError as error:
+                raise QuestionTooLongError(f"Question {position + 1} ({question:.60}): {error}") from None
+            items.append((question, passages, cut))
+            tokens += sum(len(window) for piece in cut for window in piece)
+            if tokens >= _CHUNK_TOKENS:
+                break
+        return items
+
+    def _cut(self, question: str, passages: Sequence[Passage]) -> list[list[Window]]:
+        if not _text(question, "question").strip():
+            raise InputError("The question is empty. Ask something, such as: Who signed the treaty?")
+        tokens = self.checkpoint.tokenizer.encode(question)
+        return [
+            make_windows(tokens, passage.tokens, self.checkpoint.tokenizer.layout, self.windows) for passage in passages
+        ]
+
+    def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
+        """Return the best places of a reading with their probabilities."""
+        return rank_places(
+            reading.passages, reading.logits, top_k=top_k, settings=self.answers, calibration=self.calibration
+        )
+
+    def _threshold(self, threshold: float | None) -> float:
+        return self.answers.no_answer_threshold if threshold is None else threshold
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"The {name} should be a text (str), got {type(value).__name__}: {value!r:.60}")
+    return value
+
+
+def _section(checkpoint: Checkpoint, name: str, kind: type[Settings]) -> Settings:
+    """Read one section of spanqa.json into its settings; what it does not say keeps its default."""
+    section = checkpoint.settings.get(name) or {}
+    known = {field.name for field in fields(kind)}
+    where = f"{str(checkpoint.path / 'spanqa.json')!r}, {name!r}"
+    if not isinstance(section, dict) or set(section) - known:
+        raise CheckpointError(
+            f"{where}: expected an object with the fields {', '.join(sorted(known))}, found {section!r:.200}."
+        )
+    try:
+        return kind(**section)
+    except (InputError, TypeError) as error:
+        raise CheckpointError(f"{where}: {error}") from None

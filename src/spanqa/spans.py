@@ -1,0 +1,132 @@
+"""Logits of windows to scored spans.
+
+A window's logits become a band: row i holds the scores of the spans that start at token i, by length, and nothing
+longer than the longest allowed answer is ever computed. Bands of overlapping windows are joined into one of the whole
+passage by the larger score, so a place that two windows see counts once.
+
+It knows no text and no threshold: that is `spanqa.answers`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spanqa.batches import Batch, SpanLogits
+from spanqa.windows import Window
+
+IMPOSSIBLE = np.float32(-np.inf)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowLogits:
+    """The logits of one window, as far as an answer can lie there: its passage tokens, and its [CLS].
+
+    `start` and `end` float32 `[token]`, for the passage tokens from `first` (a position in the passage) on;
+    `null_start` and `null_end` are those of [CLS], "not in this window".
+    """
+
+    first: int
+    start: NDArray[np.float32]
+    end: NDArray[np.float32]
+    null_start: float
+    null_end: float
+
+    @property
+    def null_score(self) -> float:
+        """Start logit + end logit of [CLS]."""
+        return self.null_start + self.null_end
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens `start_token` to `end_token` of a passage, both inclusive, and how far they beat "no answer"."""
+
+    start_token: int
+    end_token: int
+    score: float
+
+
+def split_logits(windows: Sequence[Window], batch: Batch, logits: SpanLogits) -> Iterator[WindowLogits]:
+    """Yield the logits of the windows of a batch, row by row in the order they were packed."""
+    at_window = iter(windows)
+    for row in range(batch.shape[0]):
+        at = 0
+        for _ in range(int(batch.window_index[row].max(initial=-1)) + 1):
+            window = next(at_window)
+            length = window.stop - window.first
+            passage = at + window.passage_start
+            place = slice(passage, passage + length)
+            start, end = logits.start[row], logits.end[row]
+            yield WindowLogits(window.first, start[place], end[place], float(start[at]), float(end[at]))
+            at += len(window)
+
+
+def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_tokens: int) -> NDArray[np.float32]:
+    """Return start logit + end logit of every span, by first token and length: float32 `[token, length]`.
+
+    `band[i, n]` is the span of n + 1 tokens from i on; spans that would leave the window are -inf.
+
+        >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2)
+        array([[11., 21.],
+               [22., 32.],
+               [33., -inf]], dtype=float32)
+    """
+    longest = min(max_answer_tokens, len(end))
+    ends = np.concatenate([end, np.full(max_answer_tokens - 1, IMPOSSIBLE, np.float32)])
+    band = np.full((len(start), max_answer_tokens), IMPOSSIBLE, np.float32)
+    if longest:
+        np.add(start[:, None], np.lib.stride_tricks.sliding_window_view(ends, max_answer_tokens), out=band)
+    return band
+
+
+def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens: int) -> NDArray[np.float32]:
+    """Return the margin of every place of a passage over "no answer": float32 `[token, length]`.
+
+    The margin of a place is the largest, over the windows that hold all of it, of its span score minus that window's own
+    null score. Places that no window holds whole are -inf.
+    """
+    band = np.full((tokens, max_answer_tokens), IMPOSSIBLE, np.float32)
+    for window in windows:
+        rows = band[window.first : window.first + len(window.start)]
+        np.maximum(
+            rows, span_band(window.start, window.end, max_answer_tokens) - np.float32(window.null_score), out=rows
+        )
+    return band
+
+
+def best_spans(band: NDArray[np.float32], offsets: NDArray[np.int32], count: int, least: float = -np.inf) -> list[Span]:
+    """Return the best `count` spans that share no character with each other, best first, none scoring below `least`.
+
+    Each span takes with it every other that overlaps it in characters (two tokens can stand for parts of one character).
+    Equal scores are settled by the earlier start, then the shorter span. `offsets` are those of `Tokens`.
+    """
+    band = band.copy() if count > 1 else band
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    length = np.arange(band.shape[1]) if band.size else None
+    spans: list[Span] = []
+    while band.size and len(spans) < count:
+        first, extent = divmod(int(band.argmax()), band.shape[1])
+        score = float(band[first, extent])
+        if score == -np.inf or score < least:
+            break
+        last = first + extent
+        spans.append(Span(first, last, score))
+        if len(spans) < count:
+            low = int(np.searchsorted(ends, starts[first], side="right"))  # first token that reaches into the span
+            high = int(np.searchsorted(starts, ends[last], side="left"))  # first token that starts behind it
+            rows = slice(max(0, low - band.shape[1] + 1), high)
+            reach = np.arange(rows.start, rows.stop)[:, None] + length  # last token of each span
+            band[rows][reach >= low] = IMPOSSIBLE
+    return spans
+
+
+def forbid_blank(band: NDArray[np.float32], offsets: NDArray[np.int32]) -> None:
+    """Make impossible, in place, the spans that start or end with a token without visible characters."""
+    blank = offsets[:, 0] >= offsets[:, 1]
+    if blank.any():
+        band[blank] = IMPOSSIBLE
+        for extent in range(band.shape[1]):
+            rows = np.flatnonzero(blank) - extent
+            band[rows[rows >= 0], extent] = IMPOSSIBLE

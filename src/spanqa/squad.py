@@ -1,0 +1,215 @@
+"""SQuAD files: questions in, predictions out.
+
+`read_squad` turns a SQuAD 1.1 or 2.0 JSON file, plain or gzip'd, into examples. `JsonObjectWriter` writes the
+`{question id: …}` files that the field exchanges (predictions, n-best lists, null odds) entry by entry, so that they
+never lie in memory whole. It does not score: that is `spanqa.evaluate`.
+
+Format: Rajpurkar et al. 2018 (https://arxiv.org/abs/1806.03822).
+"""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from spanqa.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class GoldAnswer:
+    """One reference answer: its words, and the code point of the passage at which they start."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question, the passage it is asked of ("context" in the files), and the reference answers.
+
+    `answers` is empty exactly when the passage does not hold the answer. `cause` says why it does not, where the file
+    labels it (as SQuAD2-CR does). Examples of one paragraph share one passage string.
+    """
+
+    id: str
+    question: str
+    passage: str
+    answers: tuple[GoldAnswer, ...] = ()
+    title: str = ""
+    cause: str | None = None
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file, gzip'd or not; a leading byte order mark is dropped, line ends stay as they are.
+
+    Raises:
+        DatasetError: the file is missing, a folder, unreadable, binary, or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.") from None
+    except IsADirectoryError:
+        raise DatasetError(f"{str(path)!r} is a folder, not a file. Name the files in it.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    if b"\x00" in data:
+        raise DatasetError(
+            f"{str(path)!r} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{str(path)!r} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
+            f"Convert it first, for example: iconv -f latin1 -t utf-8 {path.name}"
+        ) from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return what a JSON file, gzip'd or not, holds.
+
+    Raises:
+        DatasetError: as `read_text`, or the file is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+
+
+def read_squad(path: str | os.PathLike[str]) -> list[Example]:
+    """Return the examples of a SQuAD 1.1 or 2.0 file (`.json` or `.json.gz`), in file order.
+
+    Raises:
+        DatasetError: the file cannot be read, is not SQuAD JSON, holds no question, or holds one id twice; the message
+            names the place.
+    """
+    data = read_json(path)
+    articles = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(articles, list):
+        raise DatasetError(
+            f'{str(path)!r} is not a SQuAD file: expected an object with a list under "data", '
+            f"found {_kind(data)}{' without it' if isinstance(data, dict) else ''}."
+        )
+    examples: list[Example] = []
+    seen: set[str] = set()
+    for number, article in enumerate(articles):
+        for example in _article(article, f"{str(path)!r}, data[{number}]"):
+            if example.id in seen:
+                raise DatasetError(f"{str(path)!r} holds the question id {example.id!r} twice; ids must be unique.")
+            seen.add(example.id)
+            examples.append(example)
+    if not examples:
+        raise DatasetError(f"{str(path)!r} holds no question.")
+    return examples
+
+
+def _article(article: Any, place: str) -> list[Example]:
+    title = str(article.get("title") or "") if isinstance(article, dict) else ""
+    examples = []
+    for p, paragraph in enumerate(_field(article, "paragraphs", list, place)):
+        at = f"{place}.paragraphs[{p}]"
+        passage = _field(paragraph, "context", str, at)
+        for q, qa in enumerate(_field(paragraph, "qas", list, at)):
+            where = f"{at}.qas[{q}]"
+            golds = () if qa.get("is_impossible") else _field(qa, "answers", list, where)
+            examples.append(
+                Example(
+                    id=str(_field(qa, "id", (str, int), where)),
+                    question=_field(qa, "question", str, where),
+                    passage=passage,
+                    answers=tuple(
+                        GoldAnswer(
+                            _field(gold, "text", str, f"{where}.answers[{g}]"),
+                            _field(gold, "answer_start", int, f"{where}.answers[{g}]"),
+                        )
+                        for g, gold in enumerate(golds)
+                    ),
+                    title=title,
+                    cause=qa.get("cause"),
+                )
+            )
+    return examples
+
+
+def _field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
+    """Return `record[name]` when it is of the kind, else say where the file is wrong."""
+    if not isinstance(record, dict):
+        raise DatasetError(f"{place}: expected an object, found {_kind(record)}.")
+    if name not in record:
+        raise DatasetError(f'{place} lacks "{name}". SQuAD files have it; see docs/guide/evaluate.md for the format.')
+    if not isinstance(record[name], kind) or isinstance(record[name], bool):
+        wanted = " or ".join(_KINDS[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise DatasetError(f'{place}: "{name}" should be {wanted}, found {_kind(record[name])}.')
+    return record[name]
+
+
+_KINDS: Mapping[type, str] = {
+    dict: "an object", list: "a list", str: "a string", bool: "true or false",
+    int: "a whole number", float: "a number", type(None): "null",
+}  # fmt: skip
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+class JsonObjectWriter:
+    """Writes `{key: value, …}` to a file one entry at a time; the file appears under its name only when complete.
+
+        with JsonObjectWriter("predictions.json") as out:
+            out.write("q1", "Ada Lovelace")
+
+    Left by an exception, it removes what it wrote and leaves a file of that name as it was.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.partial")
+        self._file: IO[str] | None = None
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: PTH123 - closed by __exit__
+        self._file.write("{")
+        return self
+
+    def write(self, key: str, value: Any) -> None:
+        """Add one entry."""
+        assert self._file is not None, "used outside its with block"
+        self._file.write(",\n" if self._count else "\n")
+        self._file.write(f"{json.dumps(key, ensure_ascii=False)}: ")
+        self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False))
+        self._count += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._file is not None, "used outside its with block"
+        if kind is None:
+            self._file.write("\n}\n")
+        self._file.close()
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file whole: to a temporary name first, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

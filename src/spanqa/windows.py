@@ -1,0 +1,102 @@
+"""Question and passage to windows that fit the model.
+
+A window is `[CLS] question [SEP] slice of the passage [SEP]`. It is held as a reference to the two token arrays and the
+bounds of the slice; ids are copied only when a batch is made. It knows nothing of padding or of the model's weights.
+
+Source: google-research/bert, run_squad.py, `convert_examples_to_features`; Hugging Face tokenizers, truncation of the
+second sequence with a stride.
+"""
+
+from dataclasses import dataclass
+
+from spanqa.errors import InputError, QuestionTooLongError
+from spanqa.tokens import Layout, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSettings:
+    """How passages are cut.
+
+    `max_seq_length`: tokens of a window, special tokens counted. `overlap`: passage tokens that a window shares with the
+    one before it; None is min(128, room // 2), room being what the question leaves. `max_question_tokens`: a longer
+    question is refused; None is half of what the special tokens leave.
+
+    Our `overlap` is `doc_stride` in transformers and `stride` in tokenizers. Google's BERT calls the *step* between
+    windows `doc_stride`; that is room - overlap here.
+    """
+
+    max_seq_length: int = 384
+    overlap: int | None = None
+    max_question_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_seq_length", 1), ("overlap", 0), ("max_question_tokens", 1)):
+            value = getattr(self, name)
+            if value is None and name != "max_seq_length":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"{name} is {value!r}; expected a whole number of tokens, at least {least}.")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """`[CLS] question [SEP] passage[first:stop] [SEP]`, as references to the token arrays.
+
+    `first` (inclusive) and `stop` (exclusive) are token positions in the passage.
+    """
+
+    question: Tokens
+    passage: Tokens
+    first: int
+    stop: int
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.question) + self.stop - self.first + self.layout.special_tokens
+
+    @property
+    def passage_start(self) -> int:
+        """The position in the window of its first passage token."""
+        return len(self.layout.before) + len(self.question) + len(self.layout.between)
+
+
+def make_windows(
+    question: Tokens, passage: Tokens, layout: Layout, settings: WindowSettings = WindowSettings()
+) -> list[Window]:
+    """Cut the passage so that each window, with the question, fits the model.
+
+    Windows start at multiples of room - overlap; the last one ends with the passage and may be shorter. Every token is
+    in at least one window. A passage without tokens has no window.
+
+        question: who ?          max_seq_length = 9   ->  room for 4 passage tokens
+        passage:  a b c d e f    overlap = 2          ->  [a b c d] [c d e f]
+
+    Raises:
+        QuestionTooLongError: the question has more than `max_question_tokens`, or leaves no room for the passage.
+        InputError: the overlap is as long as the room, so that windows could not advance.
+    """
+    room = settings.max_seq_length - layout.special_tokens - len(question)
+    limit = settings.max_question_tokens
+    if limit is None:
+        limit = (settings.max_seq_length - layout.special_tokens) // 2
+    if len(question) > limit or room < 1:
+        raise QuestionTooLongError(
+            f"The question has {len(question)} tokens; at most {min(limit, len(question) + room - 1)} fit beside the passage "
+            f"in windows of {settings.max_seq_length} tokens. Shorten it, or raise max_question_tokens or max_seq_length "
+            "as far as the model allows."
+        )
+    overlap = min(128, room // 2) if settings.overlap is None else settings.overlap
+    if overlap >= room:
+        raise InputError(
+            f"overlap is {overlap} tokens, but the question leaves room for only {room} passage tokens in a window of "
+            f"{settings.max_seq_length}, so windows could not advance. Choose an overlap below {room}, or none to let "
+            "spanqa choose."
+        )
+    windows, first = [], 0
+    while first < len(passage):
+        stop = min(first + room, len(passage))
+        windows.append(Window(question, passage, first, stop, layout))
+        if stop == len(passage):
+            break
+        first += room - overlap
+    return windows
