@@ -1,1 +1,58 @@
-"""spanqa."""
+"""spanqa finds the answer to a question in a text, tells where it stands, how sure it is, and says when it is not there.
+
+    Example ──► Window ──► Batch ──► SpanLogits ──► Span ──► Answer
+    squad.py   windows.py  batches.py   backends/    spans.py   answers.py
+               tokens.py             (encoder.py, checkpoint.py)
+    └──────────────────────────── reader.py ────────────────────────────┘
+        used by: pipelines.py, evaluate/, cli/
+
+Importing spanqa loads no framework: names are resolved when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from spanqa.answers import Answer, Ranking
+    from spanqa.errors import SpanQAError
+    from spanqa.reader import Reader
+    from spanqa.squad import Example, read_squad
+    from spanqa.tokens import Passage
+
+_HOMES = {
+    "Answer": "spanqa.answers",
+    "Example": "spanqa.squad",
+    "Passage": "spanqa.tokens",
+    "Ranking": "spanqa.answers",
+    "Reader": "spanqa.reader",
+    "SpanQAError": "spanqa.errors",
+    "pipeline": "spanqa.pipelines",
+    "read_squad": "spanqa.squad",
+    "revive_transformers_pipeline": "spanqa.pipelines",
+}
+
+__all__ = [
+    "Answer",
+    "Example",
+    "Passage",
+    "Ranking",
+    "Reader",
+    "SpanQAError",
+    "pipeline",
+    "read_squad",
+    "revive_transformers_pipeline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spanqa' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

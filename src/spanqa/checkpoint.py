@@ -279,7 +279,7 @@ def verify_weights(checkpoint: Checkpoint) -> tuple[dict[str, str], list[str]]:
     strange: list[str] = []
     for path in weight_files(checkpoint.path):
         with _open(path) as file:
-            for name in file:
+            for name in file.keys():
                 piece = file.get_slice(name)
                 stored[name] = tuple(piece.get_shape())
                 if piece.get_dtype() not in _FLOATS and not name.endswith("position_ids"):
@@ -334,7 +334,7 @@ def load_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[Any]]]:
     ours = {foreign: name for name, foreign in names.items()}
     for path in weight_files(checkpoint.path):
         with _open(path) as file:
-            for foreign in file:
+            for foreign in file.keys():
                 if foreign in ours:
                     yield ours[foreign], _finite(_read(file, path, foreign), foreign, path)
 

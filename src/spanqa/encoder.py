@@ -67,7 +67,7 @@ class Ops(Protocol[Array]):
         """The inverse of `split_heads`."""
 
     def same_window(self, window_index: Array) -> Array:
-        """Which pairs of tokens may see each other: bool `[batch, 1, query, key]`."""
+        """Which pairs of tokens may see each other, `[batch, 1, query, key]`, in the form `attend` wants."""
 
     def attend(self, query: Array, key: Array, value: Array, mask: Array) -> Array:
         """Scaled dot-product attention -> `[batch, head, query, hidden / heads]`."""

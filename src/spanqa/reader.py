@@ -146,14 +146,8 @@ class Reader:
         if not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
         given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
-        prepared = [self.prepare(passage) for passage in given]
-        first: dict[str, int] = {}
-        for index, passage in enumerate(prepared):
-            first.setdefault(passage.text, index)
-        reading = next(self.forward([(question, [prepared[index] for index in first.values()])]))
-        answers = self.decode(reading, top_k=top_k).above(self._threshold(threshold))
-        places = list(first.values())
-        return [replace(answer, passage_index=places[answer.passage_index or 0]) for answer in answers]
+        reading = next(self.forward([(question, given)]))
+        return self.decode(reading, top_k=top_k).above(self._threshold(threshold))
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
         """Encode a passage, to ask several questions of it; a `Passage` is returned as it is.
@@ -207,9 +201,14 @@ class Reader:
         if not _text(question, "question").strip():
             raise InputError("The question is empty. Ask something, such as: Who signed the treaty?")
         tokens = self.checkpoint.tokenizer.encode(question)
-        return [
-            make_windows(tokens, passage.tokens, self.checkpoint.tokenizer.layout, self.windows) for passage in passages
-        ]
+        layout = self.checkpoint.tokenizer.layout
+        seen: set[str] = set()
+        cuts: list[list[Window]] = []
+        for passage in passages:
+            read = passage.text not in seen  # a passage given twice is read once
+            cuts.append(make_windows(tokens, passage.tokens, layout, self.windows) if read else [])
+            seen.add(passage.text)
+        return cuts
 
     def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
         """Return the best places of a reading with their probabilities."""

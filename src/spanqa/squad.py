@@ -63,16 +63,25 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    return decode_text(data, repr(str(path)))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return bytes as the UTF-8 text they are; a leading byte order mark is dropped. `name` is for the message.
+
+    Raises:
+        DatasetError: they are binary, or not UTF-8.
+    """
     if b"\x00" in data:
         raise DatasetError(
-            f"{str(path)!r} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
+            f"{name} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
         )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{str(path)!r} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
-            f"Convert it first, for example: iconv -f latin1 -t utf-8 {path.name}"
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
+            "Convert it first, for example: iconv -f latin1 -t utf-8 OLD > NEW"
         ) from None
 
 

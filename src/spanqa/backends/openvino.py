@@ -58,7 +58,8 @@ class OpenVinoOps:
 
     def same_window(self, window_index: Any) -> Any:
         query, key = ops.unsqueeze(window_index, _ints([1, 3])), ops.unsqueeze(window_index, _ints([1, 2]))
-        return ops.equal(query, key)  # (batch, 1, query, key)
+        # Added to the scores: OpenVINO before 2025.3 applies a boolean mask wrongly.
+        return ops.select(ops.equal(query, key), _floats(0), _floats(-1e30))  # (batch, 1, query, key)
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
         return ops.scaled_dot_product_attention(query, key, value, mask)
@@ -66,7 +67,7 @@ class OpenVinoOps:
     def attention(self, query: Any, key: Any, mask: Any) -> Any:
         size = query.get_output_partial_shape(0)[3].get_length()
         scores = ops.multiply(ops.matmul(query, key, False, True), _floats(size**-0.5))
-        return ops.softmax(ops.select(mask, scores, _floats(-1e30)), -1)  # (batch, head, query, key)
+        return ops.softmax(ops.add(scores, mask), -1)  # (batch, head, query, key)
 
     def mix(self, attention: Any, value: Any) -> Any:
         return ops.matmul(attention, value, False, False)

@@ -1,0 +1,28 @@
+"""The command line: one file per verb, each a thin function that parses, calls the library, and prints."""
+
+import typer
+
+from spanqa.cli.ask import ask
+from spanqa.cli.evaluate import evaluate
+from spanqa.cli.info import info
+
+app = typer.Typer(
+    name="spanqa",
+    help="Find the exact words of a text that answer a question, or learn that the text does not hold them.",
+    epilog="--debug, with any command, shows the traceback of a failure.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (ask, evaluate, info):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+    if version:
+        from spanqa import __version__
+
+        typer.echo(f"spanqa {__version__}")
+        raise typer.Exit

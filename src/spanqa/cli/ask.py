@@ -1,0 +1,120 @@
+"""`spanqa ask`: ask texts a question."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spanqa.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spanqa.answers import Answer
+    from spanqa.tokens import Passage
+
+
+def ask(
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE", help="Texts to read; - or none: standard input.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="How many places to show, best first.")] = 1,
+    threshold: Annotated[
+        float | None, typer.Option(help="Answer only from this score on; the model's setting by default.")
+    ] = None,
+    as_json: options.Json = False,
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    max_seq_length: options.MaxSeqLength = None,
+    overlap: options.Overlap = None,
+    max_answer_tokens: options.MaxAnswerTokens = None,
+) -> None:
+    """Ask texts a question; several files are read together.
+
+    Prints the answer with its probability and the sentence around it, or that the text does not hold it.
+    """
+    texts = _read(files or [])
+    reader = options.load_reader(
+        model=model,
+        revision=revision,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_seq_length=max_seq_length,
+        overlap=overlap,
+        max_answer_tokens=max_answer_tokens,
+    )
+    passages = [reader.prepare(text, source) for source, text in texts]
+    ranking = reader.decode(next(reader.forward([(question, passages)])), top_k=top_k)
+    least = reader.answers.no_answer_threshold if threshold is None else threshold
+    answers = ranking.above(least) or [ranking.best(least)]
+    if as_json:
+        for answer in answers:
+            typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))
+    else:
+        _show(answers, passages, calibrated=reader.calibrated)
+
+
+def _read(files: list[str]) -> list[tuple[str, str]]:
+    """Return (name, text) of every file that holds a text.
+
+    Raises:
+        InputError: a file cannot be read, or none holds a text.
+    """
+    from spanqa.errors import InputError
+    from spanqa.squad import decode_text, read_text
+
+    if not files and sys.stdin.isatty():
+        raise typer.BadParameter("name a file to read, or pipe a text in", param_hint="FILE")
+    texts = []
+    for name in files or ["-"]:
+        text = decode_text(sys.stdin.buffer.read(), "standard input") if name == "-" else read_text(name)
+        texts.append(("standard input" if name == "-" else name, text))
+    empty = [name for name, text in texts if not text.strip()]
+    if len(empty) == len(texts):
+        raise InputError(f"There is nothing to read: {', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty.")
+    if empty:
+        typer.echo(f"spanqa: empty, and so not read: {', '.join(empty)}", err=True)
+    return [(name, text) for name, text in texts if text.strip()]
+
+
+def _show(answers: "list[Answer]", passages: "list[Passage]", *, calibrated: bool) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    kind = "" if calibrated else ", uncalibrated"
+    if not answers[0]:
+        sure = f"{answers[0].no_answer_probability:.1%}{kind}"
+        console.print(f"[bold]Not in {'this text' if len(passages) == 1 else 'these texts'}.[/bold]  ({sure})")
+        return
+    for number, answer in enumerate(answers, 1):
+        place = f"{number}. " if len(answers) > 1 else ""
+        console.print(f"{place}[bold green]{_plain(answer.text)}[/]  ({answer.probability:.1%}{kind})")
+        _show_sentence(console, answer, indent="   " if place else "")
+
+
+def _show_sentence(console: "Console", answer: "Answer", indent: str) -> None:
+    """Print the sentence with the answer marked: in colour on a terminal, in brackets elsewhere."""
+    assert answer.start is not None and answer.end is not None and answer.sentence_start is not None
+    before = answer.sentence[: answer.start - answer.sentence_start]
+    after = answer.sentence[answer.end - answer.sentence_start :]
+    mark, close = ("[reverse]", "[/reverse]") if console.is_terminal else ("\\[", "]")
+    console.print(f"{indent}{_plain(before)}{mark}{_plain(answer.text)}{close}{_plain(after)}")
+    where = f"{answer.source}, characters {answer.start}-{answer.end}, score {answer.score:.2f}"
+    console.print(f"{indent}[dim]{_plain(where)}[/dim]")
+
+
+def _plain(text: str) -> str:
+    """Text for one line of a terminal: white space squeezed, nothing read as markup or control sequence."""
+    from rich.markup import escape
+
+    visible = "".join(character if character.isprintable() else " " for character in text)
+    lead, tail = visible[:1] == " ", visible[-1:] == " "
+    return escape((" " if lead else "") + " ".join(visible.split()) + (" " if tail and visible.strip() else ""))

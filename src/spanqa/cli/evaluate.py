@@ -1,0 +1,5 @@
+"""`spanqa evaluate`."""
+
+
+def evaluate() -> None:
+    """Score."""

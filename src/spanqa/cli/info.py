@@ -1,0 +1,91 @@
+"""`spanqa info`: what is here, and what auto would choose."""
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import typer
+
+from spanqa.cli import options
+
+
+def info(
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show the backends, the model with its settings, and what would be used and why."""
+    from spanqa import __version__
+    from spanqa.backends.base import BACKENDS
+    from spanqa.checkpoint import weight_files
+
+    reader = options.load_reader(
+        model=model, revision=revision, backend=backend, device=device, dtype=dtype, threads=threads
+    )
+    checkpoint = reader.checkpoint
+    facts: dict[str, Any] = {
+        "spanqa": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "model": {
+            "path": str(checkpoint.path),
+            "architecture": checkpoint.model_type,
+            "megabytes": round(sum(path.stat().st_size for path in weight_files(checkpoint.path)) / 1e6, 1),
+            "sha256": checkpoint.sha256,
+            "max_seq_length": checkpoint.max_seq_length,
+        },
+        "settings": {
+            "max_seq_length": reader.windows.max_seq_length,
+            "overlap": "min(128, room // 2)" if reader.windows.overlap is None else reader.windows.overlap,
+            "max_answer_tokens": reader.answers.max_answer_tokens,
+            "no_answer_threshold": reader.answers.no_answer_threshold,
+            "probability": "calibrated" if reader.calibrated else "uncalibrated",
+        },
+        "backends": {
+            each.name: {
+                "installed": each.installed,
+                "versions": {package: version(package) for package in each.packages} if each.installed else {},
+                "dtypes": list(each.dtypes),
+                "install": f"pip install 'spanqa[{each.extra}]'" if each.extra else "comes with spanqa",
+            }
+            for each in BACKENDS.values()
+        },
+        "would use": {
+            "backend": reader.backend.name,
+            "device": reader.backend.device,
+            "dtype": reader.backend.dtype,
+            "because": reader.reason,
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, ensure_ascii=False))
+    else:
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"spanqa {facts['spanqa']}, Python {facts['python']}, {facts['machine']}\n")
+    for name in ("model", "settings"):
+        grid = Table.grid("", Column(overflow="fold"), padding=(0, 2))
+        for key, value in facts[name].items():
+            grid.add_row(f"  {key}", escape(str(value)))
+        console.print(f"[bold]{name}[/bold]")
+        console.print(grid)
+        console.print()
+    table = Table("backend", "installed", "dtypes", "how to install", box=None, padding=(0, 2))
+    for name, each in facts["backends"].items():
+        there = ", ".join(f"{package} {number}" for package, number in each["versions"].items()) or "yes"
+        table.add_row(name, there if each["installed"] else "no", ", ".join(each["dtypes"]), escape(each["install"]))
+    console.print(table)
+    use = facts["would use"]
+    console.print(f"\nUses [bold]{use['backend']}[/bold] on {use['device']} in {use['dtype']}: {use['because']}.")

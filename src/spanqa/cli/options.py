@@ -1,0 +1,47 @@
+"""Options that mean the same in every verb, and the reader they ask for."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from spanqa.reader import Reader
+
+Model = Annotated[str, typer.Option(help="A bundled name, a folder, or a Hugging Face hub id.", show_default=True)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+Backend = Annotated[str, typer.Option(help="auto, openvino, torch or numpy; see `spanqa info`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", show_default=False)]
+MaxSeqLength = Annotated[int | None, typer.Option(help="Tokens of a window; the model's setting by default.")]
+Overlap = Annotated[
+    int | None, typer.Option(help="Passage tokens that neighbouring windows share (doc_stride in transformers).")
+]
+MaxAnswerTokens = Annotated[int | None, typer.Option(help="The longest answer; the model's setting by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def load_reader(
+    *,
+    model: str,
+    revision: str | None,
+    backend: str,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    max_seq_length: int | None = None,
+    overlap: int | None = None,
+    max_answer_tokens: int | None = None,
+) -> "Reader":
+    """Load the model with what the command line says, and the model's own settings where it is silent."""
+    from dataclasses import replace
+
+    from spanqa.reader import Reader
+
+    reader = Reader.load(model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads)
+    windows = {"max_seq_length": max_seq_length, "overlap": overlap}
+    windows = {name: value for name, value in windows.items() if value is not None}
+    answers = {"max_answer_tokens": max_answer_tokens} if max_answer_tokens is not None else {}
+    if not windows and not answers:
+        return reader
+    return reader.with_settings(windows=replace(reader.windows, **windows), answers=replace(reader.answers, **answers))
