@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spanqa.errors import InputError
 from spanqa.spans import Span, WindowLogits, best_spans, forbid_blank, passage_band
@@ -123,25 +124,49 @@ def rank_places(
     found: list[tuple[float, int, Span]] = []
     masses: list[float] = []
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
-        offsets = passage.tokens.offsets
-        band = passage_band(windows, len(passage.tokens), settings.max_answer_tokens)
-        forbid_blank(band, offsets)
-        spans = best_spans(band, offsets, top_k)
+        band = margins(passage, windows, settings.max_answer_tokens)
+        spans = best_spans(band, passage.tokens.offsets, top_k)
         if spans:
-            masses.append(_log_sum_exp(band / calibration.temperature))
+            masses.append(log_sum_exp(band / calibration.temperature))
             found += [(-span.score, index, span) for span in spans]
     found.sort(key=lambda item: item[:2])
     best = -found[0][0] if found else -math.inf
-    no_answer = _sigmoid(calibration.a - calibration.b * best)
-    mass = _log_sum_exp(np.array(masses)) if masses else 0.0
-    answers = []
-    for _, index, span in found[:top_k]:
-        share = math.exp(min(0.0, span.score / calibration.temperature - mass))
-        answers.append(_answer(passages[index], index, span, (1 - no_answer) * share, no_answer))
-    return Ranking(tuple(answers), best, no_answer)
+    belief = Belief(best, log_sum_exp(np.array(masses)), calibration)
+    answers = tuple(_answer(passages[index], index, span, belief) for _, index, span in found[:top_k])
+    return Ranking(answers, best, belief.no_answer_probability)
 
 
-def _answer(passage: Passage, index: int, span: Span, probability: float, no_answer_probability: float) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What turns the score of a place into its probability.
+
+    `best` is M*, `log_mass` the logarithm of the sum of exp(M(q)/T) over every place q.
+    """
+
+    best: float
+    log_mass: float
+    calibration: Calibration
+
+    @property
+    def no_answer_probability(self) -> float:
+        """That no place is the answer."""
+        x = self.calibration.a - self.calibration.b * self.best
+        return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+    def probability(self, score: float) -> float:
+        """That the place with this score is the answer."""
+        share = math.exp(min(0.0, score / self.calibration.temperature - self.log_mass))
+        return (1 - self.no_answer_probability) * share
+
+
+def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int) -> NDArray[np.float32]:
+    """Return M(p) of every place of a passage, by first token and length; -inf where no answer can be."""
+    band = passage_band(windows, len(passage.tokens), max_answer_tokens)
+    forbid_blank(band, passage.tokens.offsets)
+    return band
+
+
+def _answer(passage: Passage, index: int, span: Span, belief: Belief) -> Answer:
     start = int(passage.tokens.offsets[span.start_token, 0])
     end = int(passage.tokens.offsets[span.end_token, 1])
     left, right = sentence_around(passage.text, start, end)
@@ -150,8 +175,8 @@ def _answer(passage: Passage, index: int, span: Span, probability: float, no_ans
         start=start,
         end=end,
         score=span.score,
-        probability=probability,
-        no_answer_probability=no_answer_probability,
+        probability=belief.probability(span.score),
+        no_answer_probability=belief.no_answer_probability,
         sentence=passage.text[left:right],
         sentence_start=left,
         passage_index=index,
@@ -159,13 +184,10 @@ def _answer(passage: Passage, index: int, span: Span, probability: float, no_ans
     )
 
 
-def _log_sum_exp(values: np.ndarray[Any, Any]) -> float:
-    top = float(values.max())
-    return top + math.log(float(np.exp(values - top, dtype=np.float64).sum()))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+def log_sum_exp(values: NDArray[Any]) -> float:
+    """Return log(sum(exp(values))) without overflow; -inf for no values at all."""
+    top = float(values.max(initial=-np.inf))
+    return top + math.log(float(np.exp(values - top, dtype=np.float64).sum())) if top > -math.inf else top
 
 
 _REACH = 500  # code points: how far a sentence may go on either side of the answer

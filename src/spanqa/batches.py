@@ -78,7 +78,10 @@ def pack(rows: Sequence[Sequence[Window]], cols: int | None = None) -> Batch:
     """
     width = max(sum(map(len, row)) for row in rows) if cols is None else cols
     batch = Batch(
-        *(np.zeros((len(rows), width), np.int32) for _ in range(3)), np.full((len(rows), width), PADDING, np.int32)
+        input_ids=np.zeros((len(rows), width), np.int32),
+        token_type_ids=np.zeros((len(rows), width), np.int32),
+        position_ids=np.zeros((len(rows), width), np.int32),
+        window_index=np.full((len(rows), width), PADDING, np.int32),
     )
     for r, row in enumerate(rows):
         at = 0

@@ -165,7 +165,7 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
         raise CheckpointError(
             f"{_show(path / 'spanqa.json')} has the format {settings.get('format')!r}; this version reads {FORMAT!r}. Upgrade spanqa."
         )
-    tokenizer = _read_tokenizer(path, config)
+    tokenizer = read_tokenizer(path, config)
     return Checkpoint(path, config, settings, tokenizer)
 
 
@@ -187,7 +187,12 @@ def _read_object(path: Path, hint: str = "") -> dict[str, Any]:
     return value
 
 
-def _read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+def read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Read tokenizer.json, or vocab.txt where there is none, and see that it fits the model's config.
+
+    Raises:
+        CheckpointError: there is neither, the file is damaged, or it has more tokens than the model.
+    """
     if (path / "tokenizer.json").exists():
         try:
             raw = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
@@ -197,11 +202,20 @@ def _read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
         raw = _word_piece(path)
     else:
         raise CheckpointError(f"{_show(path)} holds no tokenizer: expected tokenizer.json or vocab.txt.")
+    return fit_tokenizer(raw, config, _show(path))
+
+
+def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> Tokenizer:
+    """Return the tokenizer as the model of this config wants it; `name` is for the message.
+
+    Raises:
+        CheckpointError: it has more tokens than the model has embeddings, or no template with [CLS].
+    """
     tokenizer = Tokenizer(raw)
     words = config.get("vocab_size")
     if isinstance(words, int) and tokenizer.vocabulary_size > words:
         raise CheckpointError(
-            f"The tokenizer in {_show(path)} has {tokenizer.vocabulary_size} tokens, but the model has embeddings for only "
+            f"The tokenizer of {name} has {tokenizer.vocabulary_size} tokens, but the model has embeddings for only "
             f"{words}. Tokenizer and model do not belong together."
         )
     if int(config.get("type_vocab_size", 2) or 1) == 1:

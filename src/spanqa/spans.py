@@ -73,10 +73,9 @@ def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_t
                [22., 32.],
                [33., -inf]], dtype=float32)
     """
-    longest = min(max_answer_tokens, len(end))
     ends = np.concatenate([end, np.full(max_answer_tokens - 1, IMPOSSIBLE, np.float32)])
     band = np.full((len(start), max_answer_tokens), IMPOSSIBLE, np.float32)
-    if longest:
+    if len(end):
         np.add(start[:, None], np.lib.stride_tricks.sliding_window_view(ends, max_answer_tokens), out=band)
     return band
 
@@ -85,8 +84,9 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
     """Return the margin of every place of a passage over "no answer": float32 `[token, length]`.
 
     The margin of a place is the largest, over the windows that hold all of it, of its span score minus that window's own
-    null score. Places that no window holds whole are -inf.
+    null score. Places that no window holds whole are -inf. No length is tabled that no window can hold.
     """
+    max_answer_tokens = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
     band = np.full((tokens, max_answer_tokens), IMPOSSIBLE, np.float32)
     for window in windows:
         rows = band[window.first : window.first + len(window.start)]

@@ -211,7 +211,7 @@ class JsonObjectWriter:
             self._file.write("\n}\n")
         self._file.close()
         if kind is None:
-            os.replace(self._temporary, self.path)
+            self._temporary.replace(self.path)
         else:
             self._temporary.unlink(missing_ok=True)
 
@@ -221,4 +221,4 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -98,7 +98,7 @@ class Tokenizer:
             raise InputError(f"Expected a text, got {type(text).__name__}: {text!r:.60}.")
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError:  # how tokenizers says that a string cannot be written as UTF-8
+        except (TypeError, UnicodeEncodeError):  # how tokenizers says that a string cannot be written as UTF-8
             position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InputError(
                 f"The text holds half a surrogate pair ({text[position]!r}) at position {position}; "
@@ -107,6 +107,22 @@ class Tokenizer:
         ids = np.array(encoding.ids, np.int32)
         offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
         return Tokens(ids, _without_space(text, offsets))
+
+    def word_bounds(self, text: str) -> NDArray[np.int32]:
+        """Return, for each token of the text, where the word it belongs to starts and ends: int32 `[token, 2]`.
+
+        A word is what the tokenizer splits before it looks into its vocabulary; marks and CJK characters are words of
+        their own for BERT. A tokenizer without words gives the bounds of the tokens.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        bounds = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
+        if not len(words) or (words < 0).any():
+            return bounds
+        first = np.flatnonzero(np.diff(words, prepend=-1))
+        word = np.cumsum(np.diff(words, prepend=-1) != 0) - 1
+        starts, ends = np.minimum.reduceat(bounds[:, 0], first), np.maximum.reduceat(bounds[:, 1], first)
+        return np.stack([starts[word], ends[word]], axis=1)
 
     def encode_passage(self, text: str) -> Tokens:
         """Return the tokens of a passage, from memory when it was encoded lately."""

@@ -81,7 +81,7 @@ def make_windows(
         limit = (settings.max_seq_length - layout.special_tokens) // 2
     if len(question) > limit or room < 1:
         raise QuestionTooLongError(
-            f"The question has {len(question)} tokens; at most {min(limit, len(question) + room - 1)} fit beside the passage "
+            f"The question has {len(question)} tokens; at most {max(0, min(limit, len(question) + room - 1))} fit beside the passage "
             f"in windows of {settings.max_seq_length} tokens. Shorten it, or raise max_question_tokens or max_seq_length "
             "as far as the model allows."
         )

@@ -753,7 +753,7 @@ def form_calls():
         call(
             "keywords",
             "doc_stride larger than the room left, but the passage fits",
-            kwargs={**HARBOUR_DICT, "doc_stride": 381},
+            kwargs={**HARBOUR_DICT, "doc_stride": 382},
         ),
         call("keywords", "unknown keyword ignored", kwargs={**HARBOUR_DICT, "threshold": 0.5}),
         call("positional", "two strings", args=[HARBOUR_Q, harbour]),
@@ -889,9 +889,7 @@ def form_calls():
             kwargs={"batch_size": 4},
         ),
         call("generator", "nothing in it", args=[{"generator": []}]),
-        call(
-            "generator", "more keys than needed", args=[{"generator": [{**TINY_DICT, "id": "a1"}]}]
-        ),
+        call("generator", "more keys than needed", args=[{"generator": [{**TINY_DICT, "id": "a1"}]}]),
         call(
             "generator",
             "empty question is not checked",
@@ -913,9 +911,7 @@ def form_calls():
         call(
             "dataset",
             "KeyDataset",
-            args=[
-                {"key_dataset": {"items": [{"qa": item, "n": 1} for item in three], "key": "qa"}}
-            ],
+            args=[{"key_dataset": {"items": [{"qa": item, "n": 1} for item in three], "key": "qa"}}],
         ),
         call("init", "top_k=3 given to the constructor", kwargs=HARBOUR_DICT, init={"top_k": 3}),
         call(
@@ -996,9 +992,7 @@ def error_calls():
         bad("X string", X="Who?"),
         bad("generator of pairs", {"generator": [{"tuple": ["Who?", "Ann waits."]}]}),
         bad("generator of dicts without context", {"generator": [{"question": "Who?"}]}),
-        bad(
-            "generator with None as context", {"generator": [{"question": "Who?", "context": None}]}
-        ),
+        bad("generator with None as context", {"generator": [{"question": "Who?", "context": None}]}),
         bad(
             "KeyPairDataset",
             {"key_pair_dataset": {"items": [{"q": "Who?", "c": "Ann waits."}], "keys": ["q", "c"]}},
@@ -1016,9 +1010,7 @@ def error_calls():
         ),
         bad("max_answer_len=0", question=question, context=harbour, max_answer_len=0),
         bad("max_answer_len=-3", question=question, context=harbour, max_answer_len=-3),
-        bad(
-            "doc_stride larger than max_seq_len", question=question, context=harbour, doc_stride=400
-        ),
+        bad("doc_stride larger than max_seq_len", question=question, context=harbour, doc_stride=400),
         bad(
             "doc_stride larger than a small max_seq_len",
             question=question,
@@ -1041,10 +1033,10 @@ def error_calls():
             doc_stride=55,
         ),
         bad(
-            "doc_stride equal to max_seq_len - 2, though the passage fits",
+            "doc_stride equal to max_seq_len - 1, though the passage fits",
             question=question,
             context=harbour,
-            doc_stride=382,
+            doc_stride=383,
         ),
         bad("doc_stride=-1", question=question, context=harbour, doc_stride=-1),
         bad("doc_stride a string", question=question, context=harbour, doc_stride="64"),
@@ -1469,9 +1461,7 @@ def main(argv=None):
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", newline="\n")
     errors = sum("error" in entry for entry in content["calls"])
-    print(
-        f"{path.name}: {len(content['calls'])} calls, {errors} errors, {len(text.encode())} bytes"
-    )
+    print(f"{path.name}: {len(content['calls'])} calls, {errors} errors, {len(text.encode())} bytes")
     return 0
 
 

@@ -5,16 +5,18 @@ buckets are its own business. It is asked for by name; `auto` is a rule, told wi
 """
 
 import importlib.util
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol
 
 from spanqa.batches import Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint
 from spanqa.encoder import FAMILIES
-from spanqa.errors import BackendError, BackendNotInstalledError
+from spanqa.errors import BackendError, BackendNotInstalledError, InputError
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -31,6 +33,18 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         """Return the logits of a batch, and the attention of the layers named in `attention`, counted from zero."""
+
+
+def chosen_layers(attention: Collection[int] | None, layers: int) -> tuple[int, ...]:
+    """Return the layers named in `attention`, each once and in order.
+
+    Raises:
+        InputError: the model does not have one of them.
+    """
+    for layer in attention or ():
+        if layer not in range(layers):
+            raise InputError(f"The model has no layer {layer!r}; it has {layers}, counted from 0 to {layers - 1}.")
+    return tuple(sorted(set(attention or ())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +98,12 @@ def choose_backend(model_type: str) -> tuple[str, str]:
 
 def _torch_sees_gpu() -> bool:
     """Whether this machine has a GPU for torch. Torch, slow to import, is asked only where a driver is to be found."""
-    from pathlib import Path
-
     drivers = ("/dev/nvidiactl", "/dev/kfd", "/proc/driver/nvidia")
-    import sys
-
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
         return False
     import torch
 
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def load_backend(
@@ -114,8 +124,8 @@ def load_backend(
         raise BackendError(f"There is no dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
     if dtype != "auto" and dtype not in info.dtypes:
         raise BackendError(f"Backend {name!r} does not compute in {dtype}. It has {', '.join(info.dtypes)}.")
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; expected at least 1, or none for all cores.")
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise BackendError(f"threads is {threads!r}; expected a whole number, at least 1, or none for all cores.")
     if not info.installed:
         lacking = [package for package in info.packages if importlib.util.find_spec(package) is None]
         target = f"spanqa[{info.extra}]" if info.extra else "spanqa"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa.backends.base import chosen_layers
 from spanqa.batches import Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, load_weights
 from spanqa.encoder import span_logits
@@ -111,7 +112,7 @@ class NumpyBackend:
             batch.token_type_ids,
             batch.position_ids,
             batch.window_index,
-            attention_layers=attention or (),
+            attention_layers=chosen_layers(attention, self._config.layers),
         )
         return SpanLogits(start, end, attentions if attention is not None else None)
 

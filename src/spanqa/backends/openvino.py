@@ -15,6 +15,7 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 
+from spanqa.backends.base import chosen_layers
 from spanqa.batches import PADDING, Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, load_weights
 from spanqa.encoder import span_logits
@@ -126,7 +127,7 @@ class OpenVinoBackend:
         return self._requests[layers]
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = tuple(sorted(set(attention or ())))
+        layers = chosen_layers(attention, self._checkpoint.encoder.layers)
         request = self._request(layers)
         _, cols = batch.shape
         extra = -cols % _COLUMN_MULTIPLE

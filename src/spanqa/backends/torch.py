@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from spanqa.backends.base import chosen_layers
 from spanqa.batches import PADDING, Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, verify_weights
 from spanqa.encoder import FAMILIES
@@ -20,31 +21,35 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchBackend:
-    """transformers' AutoModelForQuestionAnswering on one device."""
+    """A transformers question-answering model on one device."""
 
     name = "torch"
 
-    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+    def __init__(self, model: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device
         self.dtype = dtype
         self._family = checkpoint.model_type in FAMILIES
-        self._model = _read_model(checkpoint, _DTYPES[dtype]).to(device).eval()
-        self._inputs = set(inspect.signature(self._model.forward).parameters)
+        self._model: Any = model.to(device, _DTYPES[dtype]).eval()
+        self._inputs = set(inspect.signature(model.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
 
-    @torch.inference_mode()
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         if attention is None:
-            output = self._model(**self._arguments(batch))
+            output = self._run(batch)
             return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits))
+        layers = chosen_layers(attention, self._model.config.num_hidden_layers)
         usual = self._model.config._attn_implementation
         self._model.set_attn_implementation("eager")  # the others return no attention, and do not say so
         try:
-            output = self._model(**self._arguments(batch), output_attentions=True)
+            output = self._run(batch, output_attentions=True)
         finally:
             self._model.set_attn_implementation(usual)
-        found = {layer: _numpy(output.attentions[layer]) for layer in sorted(set(attention))}
+        found = {layer: _numpy(output.attentions[layer]) for layer in layers}
         return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), found)
+
+    def _run(self, batch: Batch, **options: bool) -> Any:
+        with torch.inference_mode():
+            return self._model(**self._arguments(batch), **options)
 
     def _arguments(self, batch: Batch) -> dict[str, torch.Tensor]:
         def tensor(array: Any) -> torch.Tensor:
@@ -127,7 +132,23 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(checkpoint, device, dtype)
+    return TorchBackend(_read_model(checkpoint, _DTYPES[dtype]), checkpoint, device, dtype)
+
+
+def wrap(model: torch.nn.Module, checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchBackend:
+    """Make the backend around a model in memory: on its own device and in its own dtype, unless others are asked for.
+
+    A half-precision model on a CPU is raised to float32, which is faster there and more exact.
+    """
+    parameter = next(model.parameters())
+    device = str(parameter.device) if device == "auto" else device
+    _check_device(device)
+    names = {kind: name for name, kind in _DTYPES.items()}
+    if dtype == "auto":
+        dtype = names.get(parameter.dtype, "fp32")
+    if dtype == "fp16" and torch.device(device).type == "cpu":
+        dtype = "fp32"
+    return TorchBackend(model, checkpoint, device, dtype)
 
 
 def _check_device(device: str) -> None:

@@ -39,9 +39,11 @@ def load_reader(
     from spanqa.reader import Reader
 
     reader = Reader.load(model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads)
-    windows = {"max_seq_length": max_seq_length, "overlap": overlap}
-    windows = {name: value for name, value in windows.items() if value is not None}
-    answers = {"max_answer_tokens": max_answer_tokens} if max_answer_tokens is not None else {}
-    if not windows and not answers:
-        return reader
-    return reader.with_settings(windows=replace(reader.windows, **windows), answers=replace(reader.answers, **answers))
+    windows, answers = reader.windows, reader.answers
+    if max_seq_length is not None:
+        windows = replace(windows, max_seq_length=max_seq_length)
+    if overlap is not None:
+        windows = replace(windows, overlap=overlap)
+    if max_answer_tokens is not None:
+        answers = replace(answers, max_answer_tokens=max_answer_tokens)
+    return reader.with_settings(windows=windows, answers=answers)

@@ -1,0 +1,82 @@
+"""What a number is worth nothing without: which model, data, versions and settings made it.
+
+It measures nothing; `spanqa.evaluate.run` puts its record beside the metrics.
+"""
+
+import hashlib
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from spanqa.backends.base import BACKENDS
+from spanqa.errors import DatasetError
+from spanqa.reader import Reader
+
+
+def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Return date (UTC), command line, and the versions of Python, spanqa and the packages named."""
+    program, *arguments = sys.argv or [""]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(program).name, *arguments]),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("spanqa", *packages)},
+    }
+
+
+def describe_reader(reader: Reader) -> dict[str, Any]:
+    """Return what a reader computes with: model, backend, device, dtype, windows, calibration."""
+    checkpoint, backend = reader.checkpoint, reader.backend
+    return {
+        "model": {"name": _model_name(checkpoint.path), "sha256": checkpoint.sha256},
+        "backend": backend.name,
+        "device": backend.device,
+        "dtype": backend.dtype,
+        "windows": asdict(reader.windows),
+        "calibration": asdict(reader.calibration),
+    }
+
+
+def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return name and sha256 of a file, as it lies there (gzip'd or not).
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return {"file": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}. Check the name.") from error
+
+
+def reader_packages(reader: Reader) -> tuple[str, ...]:
+    """Return the packages that compute: NumPy, tokenizers, and those of the backend."""
+    info = BACKENDS.get(reader.backend.name)
+    return ("numpy", "tokenizers", *(info.packages if info else ()))
+
+
+def finite(number: float) -> float | str:
+    """Return a number as JSON can write it: infinity as text."""
+    return number if math.isfinite(number) else str(number)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return None
+
+
+def _model_name(path: Path) -> str:
+    """The folder's name; in the hub's cache, models--ORG--NAME/snapshots/REVISION, ORG/NAME@REVISION."""
+    if path.parent.name == "snapshots":
+        return f"{path.parent.parent.name.removeprefix('models--').replace('--', '/')}@{path.name}"
+    return path.resolve().name

@@ -1,0 +1,139 @@
+"""What the tests share: tiny checkpoints, the bundled model, and which backends run.
+
+SPANQA_TEST_BACKENDS   names, with commas, of backends that must be tested: one that is missing is then a failure.
+                       Without it, those that are installed are tested and the others skipped.
+SPANQA_DATA            a folder of question files (see CONTRIBUTING.md); the tests that read them skip without it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import tiny as tiny_checkpoints
+
+from spanqa.backends.base import BACKENDS, Backend, load_backend
+from spanqa.checkpoint import BUNDLED, find, open_checkpoint
+from spanqa.reader import Reader
+
+hypothesis.settings.register_profile(
+    "spanqa",
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("spanqa")
+
+NAMED = [name.strip() for name in os.environ.get("SPANQA_TEST_BACKENDS", "").split(",") if name.strip()]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = sorted(set(NAMED) - set(BACKENDS))
+    if unknown:
+        raise pytest.UsageError(f"SPANQA_TEST_BACKENDS names {', '.join(unknown)}; there are {', '.join(BACKENDS)}.")
+
+
+def need_backend(name: str) -> None:
+    """Skip the test where the backend is not installed; fail it where SPANQA_TEST_BACKENDS names the backend."""
+    if BACKENDS[name].installed:
+        return
+    if name in NAMED:
+        pytest.fail(f"SPANQA_TEST_BACKENDS names {name!r}, which is not installed")
+    pytest.skip(f"backend {name!r} is not installed")
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """The package, for tests against transformers' own models."""
+    need_backend("torch")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny("bert")` is the folder of a tiny checkpoint, made once; it is not to be changed.
+
+    `tiny("spanqa-mini")` is the bundled model, for tests that run on it too.
+    """
+    made: dict[str, Path] = {name: find(name) for name in BUNDLED}
+
+    def folder(family: str = "bert", **changes: Any) -> Path:
+        key = f"{family} {changes}" if changes else family
+        if key not in made:
+            made[key] = tiny_checkpoints.make(family, tmp_path_factory.mktemp(family), **changes)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture
+def tiny_copy(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`tiny_copy("bert")` is a copy of the folder, for the test to break."""
+
+    def copy(family: str = "bert", **changes: Any) -> Path:
+        return Path(shutil.copytree(tiny(family, **changes), tmp_path / f"{family}-copy", dirs_exist_ok=True))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def load() -> Callable[..., Backend]:
+    """`load("numpy", folder)` is a backend on the CPU, in fp32 unless told otherwise."""
+
+    def backend(name: str, folder: Path, dtype: str = "fp32") -> Backend:
+        need_backend(name)
+        return load_backend(name, open_checkpoint(folder), device="cpu", dtype=dtype)[0]
+
+    return backend
+
+
+@pytest.fixture(scope="session")
+def backend_of(tiny: Callable[..., Path], load: Callable[..., Backend]) -> Callable[..., Backend]:
+    """`backend_of("numpy", "bert")` is a backend that holds the tiny checkpoint, loaded once."""
+    made: dict[tuple[str, str, str], Backend] = {}
+
+    def backend(name: str, family: str = "bert", dtype: str = "fp32") -> Backend:
+        key = (name, family, dtype)
+        if key not in made:
+            made[key] = load(name, tiny(family), dtype)
+        return made[key]
+
+    return backend
+
+
+@pytest.fixture(scope="session")
+def tiny_reader(tiny: Callable[..., Path]) -> Callable[..., Reader]:
+    """`tiny_reader("bert")` is a reader of the tiny checkpoint on openvino in fp32, loaded once."""
+    made: dict[str, Reader] = {}
+
+    def reader(family: str = "bert") -> Reader:
+        if family not in made:
+            made[family] = Reader.load(tiny(family), backend="openvino", dtype="fp32")
+        return made[family]
+
+    return reader
+
+
+@pytest.fixture(scope="session")
+def mini() -> Reader:
+    """The bundled model on openvino in fp32."""
+    return Reader.load(backend="openvino", dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real questions."""
+    if not os.environ.get("SPANQA_DATA"):
+        pytest.skip("SPANQA_DATA is not set: it names the folder of real questions (see CONTRIBUTING.md)")
+    return Path(os.environ["SPANQA_DATA"])

@@ -1,0 +1,279 @@
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import logits, nasty_passages, offsets
+
+from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places, sentence_around
+from spanqa.errors import InputError
+from spanqa.spans import WindowLogits
+from spanqa.tokens import Passage, Tokens
+
+
+@st.composite
+def readings(draw: st.DrawFn) -> tuple[list[Passage], list[list[WindowLogits]]]:
+    """Up to three passages with the logits of windows that cover each."""
+    passages, windows = [], []
+    for _ in range(draw(st.integers(0, 3))):
+        length = draw(st.integers(1, 8))
+        where = draw(offsets(length))
+        passages.append(Passage("x" * int(where[-1, 1]), Tokens(np.zeros(length, np.int32), where)))
+        room = draw(st.integers(1, length))
+        step = draw(st.integers(1, room))
+        starts = [first for first in range(0, length, step) if first == 0 or first - step + room < length]
+        windows.append(
+            [
+                WindowLogits(
+                    first,
+                    draw(logits(min(room, length - first))),
+                    draw(logits(min(room, length - first))),
+                    draw(st.integers(-8, 8)) / 2,
+                    0.25,
+                )
+                for first in starts
+            ]
+        )
+    return passages, windows
+
+
+def margins_by_hand(
+    passages: list[Passage], windows: list[list[WindowLogits]], longest: int
+) -> dict[tuple[int, int, int], float]:
+    """M(p) of every legal place, from the logits alone: a second way to the same numbers."""
+    margins: dict[tuple[int, int, int], float] = {}
+    for index, (passage, of_passage) in enumerate(zip(passages, windows, strict=True)):
+        seen = passage.tokens.offsets[:, 0] < passage.tokens.offsets[:, 1]
+        for window in of_passage:
+            for i, j in np.ndindex(len(window.start), len(window.start)):
+                first, last = window.first + i, window.first + j
+                if i <= j < i + longest and seen[first] and seen[last]:
+                    margin = float(window.start[i]) + float(window.end[j]) - window.null_start - window.null_end
+                    margins[index, first, last] = max(margin, margins.get((index, first, last), -math.inf))
+    return margins
+
+
+def probabilities_by_hand(
+    margins: dict[Any, float], calibration: Calibration = Calibration()
+) -> tuple[dict[Any, float], float]:
+    best = max(margins.values(), default=-math.inf)
+    no_answer = 1 / (1 + math.exp(calibration.b * best - calibration.a)) if margins else 1.0
+    weights = {place: math.exp((margin - best) / calibration.temperature) for place, margin in margins.items()}
+    total = sum(weights.values())
+    return {place: (1 - no_answer) * weight / total for place, weight in weights.items()}, no_answer
+
+
+CALIBRATIONS = [Calibration(), Calibration(a=-1.5, b=0.4, temperature=2.5), Calibration(a=2, b=3, temperature=0.5)]
+
+
+@given(readings(), st.sampled_from(CALIBRATIONS), st.integers(1, 6))
+def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
+    reading: tuple[list[Passage], list[list[WindowLogits]]], calibration: Calibration, longest: int
+) -> None:
+    passages, windows = reading
+    margins = margins_by_hand(passages, windows, longest)
+    expected, no_answer = probabilities_by_hand(margins, calibration)
+    ranking = rank_places(
+        passages, windows, top_k=99, settings=AnswerSettings(longest), calibration=calibration
+    )
+    assert no_answer + sum(expected.values()) == pytest.approx(1, abs=1e-12)
+    assert ranking.best_score == max(margins.values(), default=-math.inf)  # exact: the logits are halves
+    # measured: 2e-7, the float32 step of M / T
+    assert ranking.no_answer_probability == pytest.approx(no_answer, abs=1e-6)
+    for answer in ranking.answers:
+        where = passages[answer.passage_index].tokens.offsets
+        same = {
+            (index, first, last): margin
+            for (index, first, last), margin in margins.items()
+            if index == answer.passage_index and (where[first, 0], where[last, 1]) == (answer.start, answer.end)
+        }
+        best = max(same, key=same.__getitem__)  # of places with the same characters the best is given
+        assert answer.score == same[best]
+        assert answer.probability == pytest.approx(expected[best], abs=1e-6)
+        assert answer.no_answer_probability == ranking.no_answer_probability
+        assert 0 <= answer.probability <= 1
+    assert sum(answer.probability for answer in ranking.answers) + no_answer <= 1 + 1e-6
+
+
+@given(readings(), st.integers(1, 6))
+def test_top_k_changes_nothing_but_how_many(
+    reading: tuple[list[Passage], list[list[WindowLogits]]], top_k: int
+) -> None:
+    every, some = rank_places(*reading, top_k=99), rank_places(*reading, top_k=top_k)
+    assert some.answers == every.answers[:top_k]
+    assert (some.best_score, some.no_answer_probability) == (every.best_score, every.no_answer_probability)
+
+
+@given(readings())
+def test_answers_are_distinct_do_not_overlap_and_come_best_first(
+    reading: tuple[list[Passage], list[list[WindowLogits]]],
+) -> None:
+    answers = rank_places(*reading, top_k=99).answers
+    assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
+    assert [answer.probability for answer in answers] == sorted((a.probability for a in answers), reverse=True)
+    for n, one in enumerate(answers):
+        for other in answers[n + 1 :]:
+            assert one.passage_index != other.passage_index or one.end <= other.start or other.end <= one.start
+
+
+@given(readings())
+def test_windows_joined_twice_or_in_another_order_change_nothing(
+    reading: tuple[list[Passage], list[list[WindowLogits]]],
+) -> None:
+    passages, windows = reading
+    twice = [[*reversed(of_passage), *of_passage] for of_passage in windows]
+    assert rank_places(passages, twice, top_k=9) == rank_places(passages, windows, top_k=9)
+
+
+@given(readings())
+def test_a_further_passage_multiplies_all_other_probabilities_by_one_factor(
+    reading: tuple[list[Passage], list[list[WindowLogits]]],
+) -> None:
+    passages, windows = reading
+    before = rank_places(passages[:-1], windows[:-1], top_k=99).answers
+    after = [a for a in rank_places(passages, windows, top_k=999).answers if a.passage_index < len(passages) - 1]
+    assert [(a.passage_index, a.start, a.end, a.score) for a in after] == [
+        (a.passage_index, a.start, a.end, a.score) for a in before
+    ]
+    if before and before[0].probability > 1e-6:
+        factor = after[0].probability / before[0].probability
+        for old, new in zip(before, after, strict=True):
+            # measured: 3e-7 of the probability
+            assert new.probability == pytest.approx(old.probability * factor, rel=1e-5, abs=1e-12)
+
+
+def peaked(words: list[str], scores: dict[tuple[int, int], float]) -> tuple[list[Passage], list[list[WindowLogits]]]:
+    """One window over words with single spaces; start logits of the firsts, end logits of the lasts; null is 0."""
+    start, end = (np.full(len(words), -20, np.float32) for _ in range(2))
+    for (first, last), score in scores.items():
+        start[first] = end[last] = score / 2
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1
+    where = np.stack([ends - [len(word) for word in words], ends], axis=1).astype(np.int32)
+    passage = Passage(" ".join(words), Tokens(np.zeros(len(words), np.int32), where), source="letter.txt")
+    return [passage], [[WindowLogits(0, start, end, 0.0, 0.0)]]
+
+
+def test_an_answer_tells_its_words_its_place_and_its_sentence() -> None:
+    words = "It is old. It was built by Anna Kestrel in 1891. It stands.".split()
+    answer = rank_places(*peaked(words, {(7, 8): 4.0})).best(0.0)
+    assert answer
+    assert (answer.text, answer.start, answer.end) == ("Anna Kestrel", 27, 39)
+    assert (answer.sentence, answer.sentence_start) == ("It was built by Anna Kestrel in 1891.", 11)
+    assert (answer.score, answer.passage_index, answer.source) == (4.0, 0, "letter.txt")
+    assert answer.no_answer_probability == pytest.approx(1 / (1 + math.exp(4)))
+
+
+def test_equal_words_at_different_places_stay_different_answers() -> None:
+    ranking = rank_places(*peaked("Berlin is Berlin".split(), {(0, 0): 4.0, (2, 2): 3.0}), top_k=2)
+    assert [(answer.text, answer.start) for answer in ranking.answers] == [("Berlin", 0), ("Berlin", 10)]
+    assert ranking.answers[0].probability > ranking.answers[1].probability
+
+
+def test_below_the_threshold_there_is_no_answer() -> None:
+    ranking = rank_places(*peaked("by Anna".split(), {(1, 1): -1.0}))
+    assert ranking.best(-1.0).text == "Anna"
+    nothing = ranking.best(-0.9)
+    assert not nothing
+    assert nothing == Answer("", None, None, -1.0, ranking.no_answer_probability, ranking.no_answer_probability)
+    assert (nothing.sentence_start, nothing.passage_index) == (None, None)
+    assert ranking.above(-0.9) == []
+    assert len(ranking.above(-1.0)) == 1
+
+
+def test_with_nothing_to_read_no_answer_is_certain() -> None:
+    ranking = rank_places([], [])
+    assert ranking == Ranking((), -math.inf, 1.0)
+    assert ranking.best(-math.inf).probability == 1.0
+    assert ranking.best(-math.inf).text == ""
+
+
+@pytest.mark.parametrize("score", [2000.0, -2000.0])
+def test_extreme_scores_give_probabilities_without_overflow(score: float) -> None:
+    ranking = rank_places(*peaked(["Anna"], {(0, 0): score}), calibration=Calibration(b=5, temperature=0.01))
+    assert ranking.no_answer_probability == (0.0 if score > 0 else 1.0)
+    assert ranking.answers[0].probability == (1.0 if score > 0 else 0.0)
+
+
+def test_equal_scores_are_settled_by_the_order_of_the_passages() -> None:
+    (passage,), (windows,) = peaked(["Anna"], {(0, 0): 1.0})
+    answers = rank_places([passage, passage], [windows, windows], top_k=2).answers
+    assert [answer.passage_index for answer in answers] == [0, 1]
+
+
+def test_json_has_the_fields_of_an_answer_and_the_question_first() -> None:
+    answer = rank_places(*peaked("by Anna".split(), {(1, 1): 2.0})).best(0.0)
+    record = answer.as_json("Who?")
+    assert list(record) == [
+        "question", "text", "start", "end", "score", "probability", "no_answer_probability", "sentence",
+        "sentence_start", "passage_index", "source",
+    ]  # fmt: skip
+    assert (record["question"], record["text"], record["score"]) == ("Who?", "Anna", 2.0)
+    json.dumps(record, allow_nan=False)
+
+
+def test_json_of_an_unread_passage_has_no_infinity() -> None:
+    record = rank_places([], []).best(0.0).as_json("Who?")
+    assert record["score"] is None
+    json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "30", None])
+def test_an_answer_length_that_is_no_count_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match=rf"max_answer_tokens is {value!r}; expected a whole number, at least 1"):
+        AnswerSettings(max_answer_tokens=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, "high", None])
+def test_a_threshold_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(InputError, match=rf"no_answer_threshold is {value!r}; expected a number"):
+        AnswerSettings(no_answer_threshold=value)
+
+
+@pytest.mark.parametrize("numbers", [{"a": math.nan}, {"a": math.inf}, {"b": 0.0}, {"b": -1.0}, {"temperature": 0.0}])
+def test_a_calibration_that_gives_no_probabilities_is_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="is not usable: a must be finite, b and temperature above 0"):
+        Calibration(**numbers)
+
+
+SENTENCES = [
+    ("Mr. J. Bell came in May. He built the pier. It stands.", "pier", "He built the pier."),
+    ("It cost $1.5 m. in 1891. Then it fell.", "1891", "It cost $1.5 m. in 1891."),
+    ("She asked: \"Who built it?\" Nobody knew.", "Nobody", "Nobody knew."),
+    ("First paragraph without a stop\n\nSecond one, too", "Second", "Second one, too"),
+    ("Buy:\n- bread\n- milk\n- salt", "milk", "- milk"),
+    ("2024-01-02 start\n2024-01-03 disk full\n2024-01-04 stop", "disk", "2024-01-03 disk full"),
+    ("灯台は古い。アンナが建てた。白い。", "アンナ", "アンナが建てた。"),
+    ("  Anna  ", "Anna", "Anna"),
+    ("One. Two", "One. Two", "One. Two"),
+    ("He met Dr. Osei at no. 5. They spoke.", "Osei", "He met Dr. Osei at no. 5."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "words", "sentence"), SENTENCES)
+def test_the_sentence_around_an_answer(text: str, words: str, sentence: str) -> None:
+    start = text.index(words)
+    left, right = sentence_around(text, start, start + len(words))
+    assert text[left:right] == sentence
+
+
+@given(nasty_passages(), st.data())
+def test_a_sentence_holds_its_answer_whatever_the_text(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    left, right = sentence_around(text, start, end)
+    assert 0 <= left <= start < end <= right <= len(text)
+
+
+def test_a_sentence_reaches_at_most_500_characters_and_to_whole_words() -> None:
+    text = "word " * 400
+    left, right = sentence_around(text, 1000, 1004)
+    assert text[left:right] == ("word " * ((right - left) // 5 + 1)).strip()
+    assert 450 < 1000 - left <= 500
+    assert 450 < right - 1004 <= 500
+
+
+def test_a_sentence_in_a_text_without_spaces_is_cut_at_the_reach() -> None:
+    assert sentence_around("x" * 2000, 1000, 1001) == (500, 1501)

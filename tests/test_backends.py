@@ -1,0 +1,435 @@
+"""What every backend must do, over all that are installed and all families; `numpy` is the reference."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import FAMILIES, MAX_SEQ_LENGTH, SENTENCES
+
+from spanqa.backends import base
+from spanqa.backends.base import BACKENDS, Backend, choose_backend, load_backend
+from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad
+from spanqa.checkpoint import Checkpoint, find, open_checkpoint
+from spanqa.errors import BackendError, BackendNotInstalledError, InputError
+from spanqa.spans import passage_band, split_logits
+from spanqa.windows import Window, WindowSettings, make_windows
+
+PASSAGE = SENTENCES[:600]
+FP32 = 2e-5  # logits; measured over all families and shapes: at most 8e-6
+every_backend = pytest.mark.parametrize("name", BACKENDS)
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_precision = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name, info in BACKENDS.items() for dtype in info.dtypes if (name, dtype) != ("torch", "fp16")],
+)  # torch does not compute fp16 on the CPU
+
+
+def windows_of(folder: Path, question: str = "Who built the lighthouse?", passage: str = SENTENCES) -> list[Window]:
+    tokenizer = open_checkpoint(folder).tokenizer
+    settings = WindowSettings(MAX_SEQ_LENGTH)
+    return make_windows(tokenizer.encode(question), tokenizer.encode(passage), tokenizer.layout, settings)
+
+
+@pytest.fixture(scope="session")
+def sample(tiny: Callable[..., Path]) -> Callable[[str], list[Window]]:
+    """Windows of very different lengths: two full ones, one of a short passage, one of a single token."""
+    made: dict[str, list[Window]] = {}
+
+    def windows(family: str) -> list[Window]:
+        if family not in made:
+            folder = tiny(family)
+            long = windows_of(folder)
+            assert len(long[0]) == len(long[1]) == MAX_SEQ_LENGTH
+            short = windows_of(folder, "When?", "The lamp was lit in 1891.")
+            made[family] = [long[0], short[0], long[1], windows_of(folder, "Why?", "x")[0]]
+        return made[family]
+
+    return windows
+
+
+def single(backend: Backend, window: Window) -> tuple[Any, Any]:
+    logits = backend.forward(pad([window]))
+    return logits.start[0], logits.end[0]
+
+
+def assert_window_by_window(
+    logits: SpanLogits, rows: Sequence[Sequence[Window]], expected: Callable[[Window], tuple[Any, Any]], atol: float
+) -> None:
+    for r, row in enumerate(rows):
+        at = 0
+        for window in row:
+            start, end = expected(window)
+            np.testing.assert_allclose(logits.start[r, at : at + len(window)], start, rtol=0, atol=atol)
+            np.testing.assert_allclose(logits.end[r, at : at + len(window)], end, rtol=0, atol=atol)
+            at += len(window)
+
+
+def shapes_of(windows: list[Window]) -> dict[str, list[list[Window]]]:
+    long, short, other, least = windows
+    return {
+        "one window": [[short]],
+        "one token": [[least]],
+        "full length": [[long]],
+        "padded": [[window] for window in windows],
+        "packed in one row": [windows],
+        "packed in rows": [[long, short], [least, other, short], [short]],
+    }
+
+
+@every_backend
+@every_family
+@pytest.mark.parametrize("shape", shapes_of([None] * 4))  # type: ignore[list-item]
+def test_every_shape_of_batch_gives_the_logits_of_the_reference(
+    name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    rows = shapes_of(sample(family))[shape]
+    reference = backend_of("numpy", family)
+    logits = backend_of(name, family).forward(pack(rows))
+    assert logits.attention is None
+    for array in (logits.start, logits.end):
+        assert array.dtype == np.float32
+        assert array.shape == pack(rows).shape
+    assert_window_by_window(logits, rows, lambda window: single(reference, window), FP32)
+
+
+@every_backend
+@every_family
+def test_a_batch_gives_the_logits_of_its_windows_alone(
+    name: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    backend, windows = backend_of(name, family), sample(family)
+    for rows in ([[window] for window in windows], [windows]):
+        # measured: 4e-6 with torch, whose products change with the shape; 0 with numpy and openvino
+        assert_window_by_window(backend.forward(pack(rows)), rows, lambda window: single(backend, window), FP32)
+
+
+@every_family
+@pytest.mark.parametrize("dtype", BACKENDS["openvino"].dtypes)
+def test_padded_batches_of_openvino_give_the_very_bits_of_single_windows(
+    family: str, dtype: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    need_dtype("openvino", dtype)
+    backend, windows = backend_of("openvino", family, dtype), sample(family)
+    assert_window_by_window(
+        backend.forward(pad(windows)), [[window] for window in windows], lambda window: single(backend, window), atol=0
+    )
+
+
+def test_padded_batches_of_the_bundled_model_give_the_very_bits_of_single_windows(load: Callable[..., Backend]) -> None:
+    folder = find("spanqa-mini")
+    passages = ["x", "The lamp was lit in 1891.", PASSAGE]
+    windows = [windows_of(folder, passage=passage)[0] for passage in passages]
+    for dtype in BACKENDS["openvino"].dtypes:
+        need_dtype("openvino", dtype)
+        backend = load("openvino", folder, dtype)
+        rows = [[window] for window in windows]
+        assert_window_by_window(
+            backend.forward(pad(windows)), rows, lambda window, backend=backend: single(backend, window), atol=0
+        )
+
+
+def need_dtype(name: str, dtype: str) -> None:
+    if name == "openvino":
+        import openvino
+
+        if dtype.upper() not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            pytest.skip(f"this processor has no {dtype}")
+
+
+@every_precision
+@every_family
+def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
+    name: str, dtype: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    """Row: neighbour, window, neighbour, padding. Whatever stands around it, the window keeps its very bits."""
+    need_dtype(name, dtype)
+    backend = backend_of(name, family, dtype)
+    long, short, other, _ = sample(family)
+    batch = pack([[other, short, long]], cols=len(other) + len(short) + len(long) + 7)
+    own = batch.window_index[0] == 1
+    before = backend.forward(batch, attention=[0, 1])
+    generator = np.random.default_rng(0)
+    for _ in range(3):
+        words = int(batch.input_ids.max())
+        ids = np.where(own, batch.input_ids, generator.integers(5, words, batch.shape)).astype(np.int32)
+        positions = np.where(own, batch.position_ids, generator.permuted(batch.position_ids, axis=1)).astype(np.int32)
+        after = backend.forward(
+            Batch(ids, batch.token_type_ids, positions, batch.window_index), attention=[0, 1]
+        )
+        for one, two in ((before.start, after.start), (before.end, after.end)):
+            np.testing.assert_array_equal(one[0, own], two[0, own])
+            assert np.abs(one[0, ~own] - two[0, ~own]).max() > 0.01  # the neighbours did change
+        for layer in (0, 1):
+            np.testing.assert_array_equal(before.attention[layer][0][:, own], after.attention[layer][0][:, own])
+
+
+@every_backend
+@every_family
+@pytest.mark.parametrize("shape", ["padded", "packed in rows"])
+def test_attention_sums_to_one_within_a_window_and_is_zero_elsewhere(
+    name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    batch = pack(shapes_of(sample(family))[shape])
+    rows, cols = batch.shape
+    logits = backend_of(name, family).forward(batch, attention=[1, 0])
+    assert list(logits.attention) == [0, 1]
+    same = batch.window_index[:, :, None] == batch.window_index[:, None, :]
+    real = batch.window_index != PADDING
+    for attention in logits.attention.values():
+        assert (attention.dtype, attention.shape) == (np.float32, (rows, 4, cols, cols))
+        by_query = attention.transpose(0, 2, 1, 3)[real]  # (token, head, key)
+        np.testing.assert_allclose(by_query.sum(-1), 1, rtol=0, atol=1e-5)  # measured: 4e-7
+        elsewhere = np.broadcast_to(~same[real][:, None, :], by_query.shape)
+        np.testing.assert_array_equal(by_query[elsewhere], 0)
+        assert (by_query[~elsewhere] > 0).mean() > 0.9
+
+
+@every_backend
+@every_family
+def test_attention_is_that_of_the_reference_and_leaves_the_logits_alone(
+    name: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    batch = pack(shapes_of(sample(family))["packed in rows"])
+    real = batch.window_index != PADDING
+    reference = backend_of("numpy", family).forward(batch, attention=[1])
+    found = backend_of(name, family).forward(batch, attention=[1])
+    without = backend_of(name, family).forward(batch)
+    # measured: 2e-6
+    np.testing.assert_allclose(
+        found.attention[1].transpose(0, 2, 1, 3)[real],
+        reference.attention[1].transpose(0, 2, 1, 3)[real],
+        rtol=0,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(found.start[real], without.start[real], rtol=0, atol=FP32)
+    np.testing.assert_allclose(found.end[real], reference.end[real], rtol=0, atol=FP32)
+
+
+@every_backend
+@pytest.mark.parametrize("asked", [None, [], [1], (0, 1), {1, 0}])
+def test_the_attention_of_just_the_layers_asked_for_is_given(
+    name: str, asked: Collection[int] | None, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    found = backend_of(name).forward(pad(sample("bert")), attention=asked).attention
+    assert found is None if asked is None else found is not None and list(found) == sorted(asked)
+
+
+@every_backend
+@pytest.mark.parametrize("layers", [[2], [0, 7], [-1]])
+def test_a_layer_that_the_model_does_not_have_is_refused(
+    name: str, layers: list[int], backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    with pytest.raises(InputError, match=rf"has no layer {layers[-1]}; it has 2, counted from 0 to 1"):
+        backend_of(name).forward(pad(sample("bert")), attention=layers)
+
+
+@every_backend
+def test_a_batch_is_left_as_it_was(
+    name: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    batch, same = pad(sample("bert")), pad(sample("bert"))
+    for attention in (None, [0]):
+        backend_of(name).forward(batch, attention=attention)
+    for field in Batch.__slots__:
+        np.testing.assert_array_equal(getattr(batch, field), getattr(same, field))
+
+
+@every_backend
+def test_logits_once_given_are_not_written_over_by_the_next_batch(
+    name: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    windows = sample("bert")
+    first = backend_of(name).forward(pad(windows[:1]), attention=[0])
+    kept = first.start.copy(), first.end.copy(), first.attention[0].copy()
+    backend_of(name).forward(pad(windows[2:3]), attention=[0])
+    for before, after in zip(kept, (first.start, first.end, first.attention[0]), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.fixture(scope="session")
+def probabilities(backend_of: Callable[..., Backend], tiny: Callable[..., Path]) -> Callable[..., Any]:
+    """`probabilities("numpy", "bert", "fp32")`: that of every place of a passage, by start and length; last, of none."""
+
+    @cache
+    def of(name: str, family: str, dtype: str) -> Any:
+        windows = windows_of(tiny(family), passage=PASSAGE)
+        batch = pad(windows)
+        logits = list(split_logits(windows, batch, backend_of(name, family, dtype).forward(batch)))
+        margins = passage_band(logits, len(windows[0].passage), 30).astype(np.float64).ravel()
+        no_answer = 1 / (1 + np.exp(margins.max()))
+        weights = np.exp(margins - margins.max())
+        return np.append((1 - no_answer) * weights / weights.sum(), no_answer)
+
+    return of
+
+
+@every_precision
+@pytest.mark.parametrize("family", [*FAMILIES, "spanqa-mini"])
+def test_probabilities_are_those_of_the_reference(
+    name: str, dtype: str, family: str, probabilities: Callable[..., Any]
+) -> None:
+    need_dtype(name, dtype)
+    tolerance = 1e-5 if dtype == "fp32" else 0.02  # measured: 3e-7, and 0.005 in bf16
+    expected = probabilities("numpy", family, "fp32")
+    assert expected.sum() == pytest.approx(1)
+    np.testing.assert_allclose(probabilities(name, family, dtype), expected, rtol=0, atol=tolerance)
+
+
+@every_backend
+def test_a_backend_says_what_it_is(name: str, backend_of: Callable[..., Backend]) -> None:
+    backend = backend_of(name)
+    assert (backend.name, backend.device, backend.dtype) == (name, "cpu", "fp32")
+
+
+@every_backend
+def test_auto_dtype_is_settled_and_told(name: str, tiny: Callable[..., Path], backend_of: Callable[..., Backend]) -> None:
+    backend_of(name)
+    backend, reason = load_backend(name, open_checkpoint(tiny("bert")), device="cpu")
+    assert backend.dtype in BACKENDS[name].dtypes
+    assert reason == "it was asked for"
+
+
+# --- the choice
+
+
+@pytest.fixture
+def checkpoint(tiny: Callable[..., Path]) -> Checkpoint:
+    return open_checkpoint(tiny("bert"))
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages look as if they were not installed."""
+    find = base.importlib.util.find_spec
+    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None if name in packages else find(name))
+
+
+def test_auto_takes_openvino_on_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_torch_sees_gpu", lambda: False)
+    assert choose_backend("bert") == ("openvino", "it comes with spanqa and is the fastest on CPUs")
+
+
+def test_auto_takes_torch_where_it_sees_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base.BackendInfo, "installed", True)
+    monkeypatch.setattr(base, "_torch_sees_gpu", lambda: True)
+    assert choose_backend("bert") == ("torch", "torch is installed and sees a GPU")
+
+
+def test_auto_takes_torch_for_what_only_torch_can_run() -> None:
+    assert choose_backend("deberta-v2") == ("torch", "only torch runs the architecture 'deberta-v2'")
+
+
+def test_auto_takes_what_else_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "openvino", "torch")
+    assert choose_backend("bert") == ("numpy", "openvino is not installed here")
+
+
+def test_a_backend_that_does_not_exist_is_met_with_the_closest_name(checkpoint: Checkpoint) -> None:
+    with pytest.raises(
+        BackendError, match="There is no backend 'openvin'. Did you mean 'openvino'. Choose auto or one of openvino, torch"
+    ):
+        load_backend("openvin", checkpoint)
+    with pytest.raises(BackendError, match="There is no backend 'tpu'. Choose auto"):
+        load_backend("tpu", checkpoint)
+
+
+def test_a_backend_that_is_not_installed_says_how_to_install_it(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "torch", "transformers")
+    with pytest.raises(
+        BackendNotInstalledError,
+        match=r"'torch' needs torch and transformers, which are not installed. Install with: pip install 'spanqa\[torch\]'",
+    ) as caught:
+        load_backend("torch", checkpoint)
+    assert isinstance(caught.value, ImportError)
+
+
+def test_a_base_dependency_that_is_missing_says_how_to_install_it(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without(monkeypatch, "openvino")
+    with pytest.raises(BackendNotInstalledError, match="openvino, which is not installed. .* pip install 'spanqa'"):
+        load_backend("openvino", checkpoint)
+
+
+def test_a_dtype_that_does_not_exist_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BackendError, match="There is no dtype 'float32'. Choose one of auto, fp32, bf16, fp16, int8"):
+        load_backend("numpy", checkpoint, dtype="float32")
+
+
+def test_a_dtype_that_the_backend_does_not_have_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BackendError, match="Backend 'numpy' does not compute in bf16. It has fp32"):
+        load_backend("numpy", checkpoint, dtype="bf16")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "two", True])
+def test_threads_that_are_no_count_are_refused(checkpoint: Checkpoint, threads: Any) -> None:
+    with pytest.raises(BackendError, match=f"threads is {threads!r}; expected a whole number, at least 1"):
+        load_backend("openvino", checkpoint, threads=threads)
+
+
+def test_numpy_leaves_threads_to_its_blas(checkpoint: Checkpoint) -> None:
+    with pytest.raises(BackendError, match="takes its threads from its BLAS; set OMP_NUM_THREADS"):
+        load_backend("numpy", checkpoint, threads=1)
+
+
+def test_openvino_computes_the_same_with_one_thread(
+    checkpoint: Checkpoint, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    one, _ = load_backend("openvino", checkpoint, device="cpu", dtype="fp32", threads=1)
+    batch = pad(sample("bert")[:1])
+    np.testing.assert_allclose(one.forward(batch).start, backend_of("openvino").forward(batch).start, atol=FP32)
+
+
+def test_torch_takes_the_threads_it_is_given(checkpoint: Checkpoint, transformers: Any) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        load_backend("torch", checkpoint, device="cpu", threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_backend
+@pytest.mark.parametrize("device", ["gpu:7", "cuda:99", "nowhere"])
+def test_a_device_that_is_not_there_is_refused(
+    name: str, device: str, checkpoint: Checkpoint, backend_of: Callable[..., Backend]
+) -> None:
+    backend_of(name)
+    with pytest.raises(BackendError, match=rf"Backend '{name}' (has|sees) no device '{device}'.*cpu"):
+        load_backend(name, checkpoint, device=device)
+
+
+def test_torch_does_not_emulate_fp16_on_the_cpu(checkpoint: Checkpoint, transformers: Any) -> None:
+    with pytest.raises(BackendError, match="computes fp16 on the cpu only by emulation.*Use bf16 or fp32"):
+        load_backend("torch", checkpoint, device="cpu", dtype="fp16")
+
+
+def test_openvino_refuses_a_dtype_that_the_processor_lacks(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spanqa.backends import openvino as module
+
+    class OldProcessor:
+        available_devices = ("CPU",)
+
+        def get_property(self, device: str, name: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(module.openvino, "Core", OldProcessor)
+    with pytest.raises(BackendError, match="This cpu does not compute in bf16 with openvino. It has: fp32"):
+        load_backend("openvino", checkpoint, dtype="bf16")
+
+
+def test_torch_remembers_how_it_attends_after_showing_its_attention(
+    backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]], transformers: Any
+) -> None:
+    backend: Any = backend_of("torch")
+    usual = backend._model.config._attn_implementation
+    backend.forward(pad(sample("bert")), attention=[0])
+    assert backend._model.config._attn_implementation == usual

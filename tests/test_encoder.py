@@ -1,0 +1,165 @@
+"""The encoder against transformers' own models, which are run on their own, on pairs encoded without our code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import FAMILIES, MAX_SEQ_LENGTH
+
+from spanqa.backends.base import BACKENDS, Backend
+from spanqa.batches import pad
+from spanqa.checkpoint import open_checkpoint
+from spanqa.encoder import ACTIVATIONS, encoder_config, stored_name, weight_shapes
+from spanqa.windows import WindowSettings, make_windows
+
+PAIRS = [
+    ("Who built the lighthouse?", "The old lighthouse at Penmar was built by Anna Kestrel in 1891."),
+    ("Où est le phare ?", "Die Brücke & 灯台 👩‍👩‍👧: “élève”\r\n\tof Besançon…"),
+    ("Why?", "x"),
+    ("When did the lamp burn?", "sea " * 200),
+]
+
+# measured over all families, pairs and backends: at most 8e-6
+TOLERANCE = 1e-4
+
+
+class TransformersModel:
+    """transformers' question-answering model and its fast tokenizer, read from a folder, in float32."""
+
+    def __init__(self, transformers: Any, folder: Path) -> None:
+        self.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        self.model = transformers.AutoModelForQuestionAnswering.from_pretrained(
+            folder, dtype="float32", attn_implementation="eager"
+        ).eval()
+
+    def __call__(self, question: str, passage: str) -> tuple[list[int], Any]:
+        import torch
+
+        inputs = self.tokenizer(
+            question,
+            passage,
+            truncation="only_second",
+            max_length=MAX_SEQ_LENGTH,
+            return_token_type_ids=self.model.config.model_type != "distilbert",
+            return_tensors="pt",
+        )
+        ids = inputs["input_ids"][0].tolist()
+        with torch.no_grad():
+            return ids, self.model(**inputs, output_attentions=True)
+
+
+def first_window(folder: Path, question: str, passage: str) -> Any:
+    tokenizer = open_checkpoint(folder).tokenizer
+    asked, read = tokenizer.encode(question), tokenizer.encode(passage)
+    return pad(make_windows(asked, read, tokenizer.layout, WindowSettings(MAX_SEQ_LENGTH))[:1])
+
+
+def assert_gives_the_logits_of_transformers(backend: Backend, transformers: Any, folder: Path) -> None:
+    reference = TransformersModel(transformers, folder)
+    for question, passage in PAIRS:
+        ids, expected = reference(question, passage)
+        batch = first_window(folder, question, passage)
+        assert batch.input_ids[0].tolist() == ids
+        found = backend.forward(batch)
+        np.testing.assert_allclose(found.start, expected.start_logits.numpy(), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(found.end, expected.end_logits.numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_backend_gives_the_logits_of_transformers(
+    family: str, backend: str, backend_of: Callable[..., Backend], tiny: Callable[..., Path], transformers: Any
+) -> None:
+    assert_gives_the_logits_of_transformers(backend_of(backend, family), transformers, tiny(family))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_backend_gives_the_attention_of_transformers(
+    family: str, backend: str, backend_of: Callable[..., Backend], tiny: Callable[..., Path], transformers: Any
+) -> None:
+    _, expected = TransformersModel(transformers, tiny(family))(*PAIRS[0])
+    found = backend_of(backend, family).forward(first_window(tiny(family), *PAIRS[0]), attention=[0, 1]).attention
+    assert found is not None
+    assert sorted(found) == [0, 1]
+    for layer in (0, 1):
+        # measured over all families and backends: at most 2e-6
+        np.testing.assert_allclose(found[layer], expected.attentions[layer].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_activation_is_that_of_transformers(
+    activation: str, backend: str, load: Callable[..., Backend], tiny: Callable[..., Path], transformers: Any
+) -> None:
+    folder = tiny("bert", hidden_act=activation)
+    assert_gives_the_logits_of_transformers(load(backend, folder), transformers, folder)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_with_one_token_type_reads_zeros_for_all(
+    backend: str, load: Callable[..., Backend], tiny: Callable[..., Path], transformers: Any
+) -> None:
+    import torch
+
+    folder = tiny("bert", type_vocab_size=1)
+    batch = first_window(folder, *PAIRS[0])
+    np.testing.assert_array_equal(batch.token_type_ids, 0)
+    with torch.no_grad():
+        expected = TransformersModel(transformers, folder).model(input_ids=torch.from_numpy(batch.input_ids).long())
+    found = load(backend, folder).forward(batch)
+    np.testing.assert_allclose(found.start, expected.start_logits.numpy(), rtol=0, atol=TOLERANCE)
+
+
+def test_positions_of_roberta_begin_behind_its_padding_index() -> None:
+    numbers = {"vocab_size": 9, **FAMILIES["roberta"][1]}
+    config = encoder_config({"model_type": "roberta", **numbers})
+    assert (config.position_offset, config.max_seq_length) == (2, 64)
+    assert weight_shapes(config)["embeddings.position"] == (66, 32)
+    assert encoder_config({"model_type": "bert", "vocab_size": 9, **FAMILIES["bert"][1]}).position_offset == 0
+
+
+def test_stored_names_are_those_of_each_family() -> None:
+    assert stored_name("bert", "embeddings.word") == "bert.embeddings.word_embeddings.weight"
+    assert stored_name("roberta", "embeddings.norm.bias") == "roberta.embeddings.LayerNorm.bias"
+    assert stored_name("electra", "embeddings.projection.weight") == "electra.embeddings_project.weight"
+    assert stored_name("distilbert", "layer.1.output.bias") == "distilbert.transformer.layer.1.ffn.lin2.bias"
+    assert stored_name("distilbert", "qa.weight") == "qa_outputs.weight"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_table_of_names_is_that_of_transformers(family: str, transformers: Any) -> None:
+    numbers = {"vocab_size": 90, **FAMILIES[family][1]}
+    config = transformers.AutoConfig.for_model(family, **numbers)
+    state = transformers.AutoModelForQuestionAnswering.from_config(config).state_dict()
+    ours = weight_shapes(encoder_config({"model_type": family, **numbers}))
+    assert {stored_name(family, name): shape for name, shape in ours.items()} == {
+        name: tuple(tensor.shape) for name, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'; expected 'absolute'"),
+        ({"is_decoder": True}, "is_decoder is True; expected False"),
+        ({"add_cross_attention": True}, "add_cross_attention is True; expected False"),
+        ({"pruned_heads": {"0": [1]}}, r"pruned_heads is {'0': \[1\]}; expected {}"),
+        ({"hidden_act": "swish"}, "the activation is 'swish'; expected one of gelu, gelu_fast"),
+        ({"num_attention_heads": 5}, "the hidden size 32 is no multiple of the 5 attention heads"),
+        ({"num_attention_heads": 0}, "the hidden size 32 is no multiple of the 0 attention heads"),
+    ],
+)
+def test_a_setting_that_the_encoder_does_not_have_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    config = {"model_type": "bert", "vocab_size": 9, **FAMILIES["bert"][1]}
+    encoder_config(config)
+    with pytest.raises(ValueError, match=message):
+        encoder_config(config | change)
+
+
+def test_a_missing_number_is_named() -> None:
+    config = {"model_type": "bert", **FAMILIES["bert"][1]}
+    with pytest.raises(KeyError, match="vocab_size"):
+        encoder_config(config)

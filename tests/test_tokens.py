@@ -1,0 +1,176 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given
+from strategies import nasty_passages, nasty_texts, questions
+
+from spanqa import tokens as tokens_module
+from spanqa.batches import pad
+from spanqa.checkpoint import open_checkpoint
+from spanqa.errors import CheckpointError, InputError
+from spanqa.tokens import Layout, Passage, Tokenizer
+from spanqa.windows import WindowSettings, make_windows
+
+TOKENIZERS = ["bert", "roberta", "xlm-roberta", "spanqa-mini"]
+
+
+@pytest.fixture(scope="session")
+def ours(tiny: Callable[..., Path]) -> Callable[[str], Tokenizer]:
+    made = {name: open_checkpoint(tiny(name)).tokenizer for name in TOKENIZERS}
+    return lambda name: made[name]
+
+
+@pytest.fixture(scope="session")
+def theirs(tiny: Callable[..., Path]) -> Callable[[str], tokenizers.Tokenizer]:
+    """The same files, read by the tokenizers library alone."""
+    made = {name: tokenizers.Tokenizer.from_file(str(tiny(name) / "tokenizer.json")) for name in TOKENIZERS}
+
+    def tokenizer(name: str) -> tokenizers.Tokenizer:
+        made[name].no_truncation()
+        made[name].no_padding()
+        return made[name]
+
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=nasty_texts())
+def test_offsets_are_those_of_the_tokenizer_without_white_space_around(
+    ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, text: str
+) -> None:
+    tokens = ours(name).encode(text)
+    encoding = theirs(name).encode(text, add_special_tokens=False)
+    assert tokens.ids.dtype == tokens.offsets.dtype == np.int32
+    assert tokens.ids.tolist() == encoding.ids
+    for (start, end), (raw_start, raw_end) in zip(tokens.offsets.tolist(), encoding.offsets, strict=True):
+        assert text[start:end] == text[raw_start:raw_end].strip()
+        assert raw_start <= start <= end <= raw_end <= len(text)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(text=nasty_texts())
+def test_offsets_never_go_back(ours: Callable[[str], Tokenizer], name: str, text: str) -> None:
+    offsets = ours(name).encode(text).offsets
+    assert (np.diff(offsets, axis=0) >= 0).all(), text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(question=questions(), passage=nasty_passages(12))
+def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
+    ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, question: str, passage: str
+) -> None:
+    tokenizer = ours(name)
+    asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)
+    pair = theirs(name).encode(question, passage)
+    settings = WindowSettings(len(pair.ids) + 1, 0, len(asked) + 1)
+    windows = make_windows(asked, read, tokenizer.layout, settings)
+    assert len(windows) == (1 if len(read) else 0)
+    if windows:
+        batch = pad(windows)
+        assert batch.input_ids[0].tolist() == pair.ids
+        assert batch.token_type_ids[0].tolist() == pair.type_ids
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(question=questions(), passage=nasty_passages(40))
+def test_windows_of_a_long_passage_are_the_overflowing_ones_of_pair_encoding(
+    ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, question: str, passage: str
+) -> None:
+    tokenizer = ours(name)
+    asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)
+    room, overlap = 11, 4
+    longest = len(asked) + room + tokenizer.layout.special_tokens
+    windows = make_windows(asked, read, tokenizer.layout, WindowSettings(longest, overlap, len(asked) + 1))
+    library = theirs(name)
+    library.enable_truncation(longest, stride=overlap, strategy="only_second")
+    pair = library.encode(question, passage)
+    expected = [pair, *pair.overflowing] if len(read) else []
+    assert [pad([window]).input_ids[0].tolist() for window in windows] == [encoding.ids for encoding in expected]
+    if tokenizer.layout.passage_type == 1:  # where all types are 0, tokenizers writes 1 into windows after the first
+        assert [pad([window]).token_type_ids[0].tolist() for window in windows] == [one.type_ids for one in expected]
+
+
+def test_layouts_are_read_off_the_tokenizers(ours: Callable[[str], Tokenizer]) -> None:
+    assert ours("bert").layout == Layout(((2, 0),), ((3, 0),), ((3, 1),), 0, 1)
+    assert ours("roberta").layout == Layout(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), 0, 0)
+    assert ours("spanqa-mini").layout == Layout(((101, 0),), ((102, 0),), ((102, 1),), 0, 1)
+    assert ours("bert").layout.special_tokens == 3
+    assert ours("xlm-roberta").layout.special_tokens == 4
+
+
+def test_stored_truncation_and_padding_never_apply(ours: Callable[[str], Tokenizer], tiny: Callable[..., Path]) -> None:
+    stored = tokenizers.Tokenizer.from_file(str(tiny("spanqa-mini") / "tokenizer.json"))
+    assert stored.truncation["max_length"] == stored.padding["length"] == 128  # what the file asks for
+    assert len(ours("spanqa-mini").encode("word " * 1000)) == 1000
+    assert len(ours("spanqa-mini").encode("word")) == 1
+
+
+def test_white_space_alone_has_no_visible_token(ours: Callable[[str], Tokenizer]) -> None:
+    for name in TOKENIZERS:
+        offsets = ours(name).encode(" \n\t\u00a0\u3000 ").offsets
+        assert (offsets[:, 0] == offsets[:, 1]).all(), name
+
+
+def test_an_empty_text_has_no_tokens(ours: Callable[[str], Tokenizer]) -> None:
+    for name in TOKENIZERS:
+        tokens = ours(name).encode("")
+        assert len(tokens) == 0
+        assert tokens.offsets.shape == (0, 2)
+
+
+def test_a_text_that_is_no_string_is_refused(ours: Callable[[str], Tokenizer]) -> None:
+    with pytest.raises(InputError, match="Expected a text, got bytes: b'Penmar'"):
+        ours("bert").encode(b"Penmar")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_half_a_surrogate_pair_is_refused_with_its_place(ours: Callable[[str], Tokenizer], name: str) -> None:
+    with pytest.raises(InputError, match=r"half a surrogate pair \('\\ud83d'\) at position 4; it is not valid Unicode"):
+        ours(name).encode("tall\ud83dtower")
+
+
+def test_a_passage_is_encoded_once(ours: Callable[[str], Tokenizer]) -> None:
+    first = ours("bert").encode_passage("The tower is 41 metres tall.")
+    assert ours("bert").encode_passage("The tower is 41 metres tall.") is first
+    assert ours("bert").encode_passage("The tower is 42 metres tall.") is not first
+
+
+def test_the_memory_for_passages_is_bounded_and_the_least_used_goes_first(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = open_checkpoint(tiny("bert")).tokenizer
+    texts = ["a b c d", "e f g h", "i j k l"]
+    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 8)
+    first, second = tokenizer.encode_passage(texts[0]), tokenizer.encode_passage(texts[1])
+    assert tokenizer.encode_passage(texts[0]) is first
+    tokenizer.encode_passage(texts[2])  # twelve tokens: the second text goes
+    assert tokenizer.encode_passage(texts[0]) is first
+    assert tokenizer.encode_passage(texts[1]) is not second
+
+
+def test_a_passage_longer_than_the_memory_is_kept_alone(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = open_checkpoint(tiny("bert")).tokenizer
+    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 2)
+    long = tokenizer.encode_passage("a b c d e")
+    assert tokenizer.encode_passage("a b c d e") is long
+
+
+def test_a_passage_says_where_it_comes_from(ours: Callable[[str], Tokenizer]) -> None:
+    assert Passage("a", ours("bert").encode("a"), "letters.txt").source == "letters.txt"
+
+
+def test_a_tokenizer_without_a_place_for_no_answer_is_refused() -> None:
+    bare = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    with pytest.raises(CheckpointError, match=r"puts no special token \(\[CLS\] or <s>\) before the question"):
+        Tokenizer(bare)
+
+
+def test_a_tokenizer_that_knows_no_letters_is_refused() -> None:
+    empty = tokenizers.Tokenizer(tokenizers.models.BPE())
+    with pytest.raises(CheckpointError, match="gives no token for the letters 'a' and 'b'"):
+        Tokenizer(empty)
