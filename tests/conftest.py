@@ -51,6 +51,12 @@ def need_backend(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def need() -> Callable[[str], None]:
+    """`need("torch")` skips or fails the test where the backend is not installed."""
+    return need_backend
+
+
+@pytest.fixture(scope="session")
 def transformers() -> Any:
     """The package, for tests against transformers' own models."""
     need_backend("torch")

@@ -2,6 +2,7 @@ import json
 import math
 from typing import Any
 
+import byhand
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,32 +41,6 @@ def readings(draw: st.DrawFn) -> tuple[list[Passage], list[list[WindowLogits]]]:
     return passages, windows
 
 
-def margins_by_hand(
-    passages: list[Passage], windows: list[list[WindowLogits]], longest: int
-) -> dict[tuple[int, int, int], float]:
-    """M(p) of every legal place, from the logits alone: a second way to the same numbers."""
-    margins: dict[tuple[int, int, int], float] = {}
-    for index, (passage, of_passage) in enumerate(zip(passages, windows, strict=True)):
-        seen = passage.tokens.offsets[:, 0] < passage.tokens.offsets[:, 1]
-        for window in of_passage:
-            for i, j in np.ndindex(len(window.start), len(window.start)):
-                first, last = window.first + i, window.first + j
-                if i <= j < i + longest and seen[first] and seen[last]:
-                    margin = float(window.start[i]) + float(window.end[j]) - window.null_start - window.null_end
-                    margins[index, first, last] = max(margin, margins.get((index, first, last), -math.inf))
-    return margins
-
-
-def probabilities_by_hand(
-    margins: dict[Any, float], calibration: Calibration = Calibration()
-) -> tuple[dict[Any, float], float]:
-    best = max(margins.values(), default=-math.inf)
-    no_answer = 1 / (1 + math.exp(calibration.b * best - calibration.a)) if margins else 1.0
-    weights = {place: math.exp((margin - best) / calibration.temperature) for place, margin in margins.items()}
-    total = sum(weights.values())
-    return {place: (1 - no_answer) * weight / total for place, weight in weights.items()}, no_answer
-
-
 CALIBRATIONS = [Calibration(), Calibration(a=-1.5, b=0.4, temperature=2.5), Calibration(a=2, b=3, temperature=0.5)]
 
 
@@ -74,8 +49,8 @@ def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
     reading: tuple[list[Passage], list[list[WindowLogits]]], calibration: Calibration, longest: int
 ) -> None:
     passages, windows = reading
-    margins = margins_by_hand(passages, windows, longest)
-    expected, no_answer = probabilities_by_hand(margins, calibration)
+    margins = byhand.margins(passages, windows, longest)
+    expected, no_answer = byhand.probabilities(margins, calibration)
     ranking = rank_places(
         passages, windows, top_k=99, settings=AnswerSettings(longest), calibration=calibration
     )

@@ -340,13 +340,13 @@ def write(path, content):
 def test_files_of_predictions_are_scored_without_a_model(tmp_path, ending):
     predictions = write(tmp_path / f"predictions.{ending}", PREDICTIONS)
     na_probs = write(tmp_path / f"na.{ending}", NA_PROBS)
-    record = score_file(EXAMPLES, predictions, na_probs, data=predictions)
+    record = score_file(EXAMPLES, predictions, na_probs, data=na_probs)
     assert record["metrics"] == score_squad(EXAMPLES, PREDICTIONS, NA_PROBS)
     assert record["metrics"]["best_exact"] == 60.0  # "length" answered, no other
     settings = record["settings"]
     assert settings["predictions"] == describe_file(predictions)
     assert settings["na_probs"]["file"] == f"na.{ending}"
-    assert settings["data"]["questions"] == 5
+    assert settings["data"] == describe_file(na_probs) | {"questions": 5}
     json.dumps(record, allow_nan=False)
 
 

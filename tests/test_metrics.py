@@ -151,8 +151,9 @@ def test_official_best_cuts_between_equal_scores_in_the_order_of_their_file_and_
 
 
 def test_equal_scores_keep_their_order_among_many():
-    scores = [QuestionScore(1.0, 1.0, i < 50, True, 0.5) for i in range(100)]
-    assert best_threshold(scores, "exact", official=True) == (100.0, 0.5)
+    scores = [QuestionScore(1.0, 1.0, i < 150, True, (i % 3) / 8) for i in range(300)]  # right ones first, by thirds
+    best, threshold = best_threshold(scores, "exact", official=True)
+    assert (best, threshold) == (100 * 200 / 300, 0.0)  # 50 right, then 50 wrong, of each score
 
 
 def test_an_unanswerable_question_with_a_prediction_of_articles_is_right_but_not_for_the_best_threshold():

@@ -28,6 +28,7 @@ from spanqa.tokens import Layout, Tokenizer
 
 BUNDLED = ("spanqa-mini",)
 FORMAT = "spanqa/1"
+_SECTIONS = ("format", "windows", "answers", "calibration", "training", "quantization")
 _HUB_FILES = (
     "config.json", "spanqa.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md", "model.sig",
@@ -39,6 +40,7 @@ _PICKLED = (
     "flax_model.msgpack",
     "model.ckpt.index",
 )
+_EXPECTED = f"Expected a folder, a hub id such as 'deepset/bert-large-uncased-whole-word-masking-squad2', or {BUNDLED[0]!r}."
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 # Heads and buffers that checkpoints carry beside the question-answering model; they are left out, and listed.
 _IGNORED = ("cls.", "lm_head.", "vocab_", "discriminator_predictions.", "generator_predictions.", "generator_lm_head.")
@@ -66,7 +68,8 @@ class Checkpoint:
         """The longest window that the model can read, special tokens counted."""
         if self.model_type in FAMILIES:
             return self.encoder.max_seq_length
-        return int(self.config.get("max_position_embeddings") or 512)
+        longest = self.config.get("max_position_embeddings")
+        return longest if isinstance(longest, int) and longest > 0 else 512
 
     @cached_property
     def encoder(self) -> EncoderConfig:
@@ -84,7 +87,7 @@ class Checkpoint:
             return encoder_config(self.config)
         except KeyError as error:
             raise CheckpointError(f"{_show(self.path / 'config.json')} lacks {error.args[0]!r}.") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UnsupportedModelError(
                 f"{_show(self.path / 'config.json')}: {error}, which spanqa does not run."
             ) from None
@@ -107,18 +110,24 @@ def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
         CheckpointError: there is no such model, or it is not in the cache and the hub is out of reach.
     """
     name = os.fspath(model)
+    if not name.strip():
+        raise CheckpointError(f"The model's name is empty. {_EXPECTED}")
     path = Path(__file__).parent / "models" / name if name in BUNDLED else Path(name).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{_show(path)} cannot be read: {error.strerror}.") from None
+    if is_folder:
         if revision is not None:
             raise CheckpointError(
                 f"revision={revision!r} was given, but {_show(path)} is a folder; only hub models have revisions."
             )
         return path
-    if path.exists():
+    if is_there:
         raise CheckpointError(
             f"{_show(path)} is a file; expected the folder that holds config.json and model.safetensors."
         )
-    if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")) or not name.strip():
+    if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise CheckpointError(f"There is no folder {_show(path)}. Check the name, or give the full path.")
     return _fetch(name, revision)
 
@@ -127,11 +136,10 @@ def _fetch(name: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
-    expected = f"Expected a folder, a hub id such as 'deepset/bert-large-uncased-whole-word-masking-squad2', or {BUNDLED[0]!r}."
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
     except errors.HFValidationError:
-        raise CheckpointError(f"{name!r} is neither a folder nor a valid hub id. {expected}") from None
+        raise CheckpointError(f"{name!r} is neither a folder nor a valid hub id. {_EXPECTED}") from None
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"The hub model {name!r} has no revision {revision!r}.") from None
     except errors.GatedRepoError:
@@ -139,10 +147,10 @@ def _fetch(name: str, revision: str | None) -> Path:
             f"The hub model {name!r} is gated: accept its terms on its page, then run `hf auth login`."
         ) from None
     except errors.RepositoryNotFoundError:
-        raise CheckpointError(f"There is no folder and no hub model {name!r} (or it is private). {expected}") from None
+        raise CheckpointError(f"There is no folder and no hub model {name!r} (or it is private). {_EXPECTED}") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         raise CheckpointError(
-            f"{name!r} is no folder, is not in the hub cache, and the hub cannot be reached ({type(error).__name__}). {expected} "
+            f"{name!r} is no folder, is not in the hub cache, and the hub cannot be reached ({type(error).__name__}). {_EXPECTED} "
             f"To work offline, fetch it once with a network: hf download {name}"
         ) from error
 
@@ -165,6 +173,11 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
         raise CheckpointError(
             f"{_show(path / 'spanqa.json')} has the format {settings.get('format')!r}; this version reads {FORMAT!r}. Upgrade spanqa."
         )
+    unknown = sorted(set(settings) - set(_SECTIONS))
+    if unknown:
+        raise CheckpointError(
+            f"{_show(path / 'spanqa.json')} has the unknown section {unknown[0]!r}; expected {', '.join(_SECTIONS)}."
+        )
     tokenizer = read_tokenizer(path, config)
     return Checkpoint(path, config, settings, tokenizer)
 
@@ -178,7 +191,7 @@ def _read_object(path: Path, hint: str = "") -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{_show(path.parent)} holds no {path.name}. {hint}".strip()) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or numbers or nesting beyond Python's limits
         raise CheckpointError(f"{_show(path)} is not JSON: {error}.") from None
     except OSError as error:
         raise CheckpointError(f"{_show(path)} cannot be read: {error.strerror}.") from None
@@ -218,7 +231,7 @@ def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: st
             f"The tokenizer of {name} has {tokenizer.vocabulary_size} tokens, but the model has embeddings for only "
             f"{words}. Tokenizer and model do not belong together."
         )
-    if int(config.get("type_vocab_size", 2) or 1) == 1:
+    if config.get("type_vocab_size", 2) in (0, 1, None):
         tokenizer.layout = _without_types(tokenizer.layout)
     return tokenizer
 
@@ -232,7 +245,7 @@ def _word_piece(path: Path) -> tokenizers.Tokenizer:
     """BERT's tokenizer from a bare vocab.txt; case and accents as tokenizer_config.json says, uncased where it is silent."""
     options = _read_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
     try:
-        vocabulary = (path / "vocab.txt").read_text("utf-8").splitlines()
+        vocabulary = (path / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
     except (UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{_show(path / 'vocab.txt')} cannot be read: {error}.") from None
     ids = {word: i for i, word in enumerate(vocabulary)}
@@ -242,7 +255,7 @@ def _word_piece(path: Path) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
         lowercase=bool(options.get("do_lower_case", True)),
-        strip_accents=options.get("strip_accents"),
+        strip_accents=None if options.get("strip_accents") is None else bool(options["strip_accents"]),
         handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -261,7 +274,11 @@ def weight_files(path: Path) -> list[Path]:
     if single.exists():
         return [single]
     if index.exists():
-        shards = sorted(set(_read_object(index).get("weight_map", {}).values()))
+        places = _read_object(index).get("weight_map")
+        names: list[Any] = list(places.values()) if isinstance(places, dict) else [None]
+        if not all(isinstance(name, str) and name == Path(name).name for name in names):
+            raise CheckpointError(f'{_show(index)} should hold a table "weight_map" of file names.')
+        shards = sorted(set(names))
         missing = [shard for shard in shards if not (path / shard).exists()]
         if missing or not shards:
             raise CheckpointError(
@@ -292,7 +309,7 @@ def verify_weights(checkpoint: Checkpoint) -> tuple[dict[str, str], list[str]]:
     stored: dict[str, tuple[int, ...]] = {}
     strange: list[str] = []
     for path in weight_files(checkpoint.path):
-        with _open(path) as file:
+        with open_weights(path) as file:
             for name in file.keys():
                 piece = file.get_slice(name)
                 stored[name] = tuple(piece.get_shape())
@@ -347,7 +364,7 @@ def load_weights(checkpoint: Checkpoint) -> Iterator[tuple[str, NDArray[Any]]]:
     names, _ = verify_weights(checkpoint)
     ours = {foreign: name for name, foreign in names.items()}
     for path in weight_files(checkpoint.path):
-        with _open(path) as file:
+        with open_weights(path) as file:
             for foreign in file.keys():
                 if foreign in ours:
                     yield ours[foreign], _finite(_read(file, path, foreign), foreign, path)
@@ -373,7 +390,12 @@ def _read(file: Any, path: Path, name: str) -> NDArray[Any]:
     return (halves.astype(np.uint32) << 16).view(np.float32)
 
 
-def _open(path: Path) -> Any:
+def open_weights(path: Path) -> Any:
+    """Open one safetensors file.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

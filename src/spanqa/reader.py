@@ -13,11 +13,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
+
 from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places
 from spanqa.backends.base import Backend, load_backend
-from spanqa.batches import pad, plan
+from spanqa.batches import PADDING, Batch, SpanLogits, pad, plan
 from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
-from spanqa.errors import CheckpointError, InputError, QuestionTooLongError
+from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.spans import WindowLogits, split_logits
 from spanqa.tokens import Passage
 from spanqa.windows import Window, WindowSettings, make_windows
@@ -125,8 +127,20 @@ class Reader:
         Raises:
             InputError: as `ask`, for an empty or too long question; the message says which pair it was.
         """
-        for reading in self.forward((question, [passage]) for question, passage in pairs):
-            yield self.decode(reading).best(self._threshold(threshold))
+        least = self._threshold(threshold)
+        taken, question = 0, ""
+
+        def questions() -> Iterator[tuple[str, list[str | Passage]]]:
+            nonlocal taken, question
+            for question, passage in pairs:
+                taken += 1
+                yield question, [passage]
+
+        try:
+            for reading in self.forward(questions()):
+                yield self.decode(reading).best(least)
+        except InputError as error:  # pairs are checked as they are taken, so it is the last
+            raise type(error)(f"Pair {taken} ({question!r:.60}): {error}") from None
 
     def rank(
         self,
@@ -166,31 +180,40 @@ class Reader:
         budget, so that little padding is computed.
 
         Raises:
-            InputError: a question is empty, too long or not a string; the message says which.
+            InputError: a question is empty, too long or not a string. Items are checked as they are taken from the stream,
+                so it is the last one taken.
+            BackendError: the logits are not numbers.
         """
-        stream = enumerate(questions)
+        stream = iter(questions)
         while items := self._take(stream):
             windows = [window for _, _, cut in items for piece in cut for window in piece]
             logits: list[WindowLogits | None] = [None] * len(windows)
             for group in plan(map(len, windows), BATCH_TOKENS):
                 members = [windows[i] for i in group]
                 batch = pad(members)
-                for i, found in zip(group, split_logits(members, batch, self.backend.forward(batch)), strict=True):
+                for i, found in zip(group, split_logits(members, batch, self._logits(batch)), strict=True):
                     logits[i] = found
             each = iter(logits)
             for question, passages, cut in items:
                 yield Reading(question, passages, tuple(tuple(islice(each, len(piece))) for piece in cut))  # type: ignore[arg-type]
 
-    def _take(self, stream: Iterator[tuple[int, tuple[str, Sequence[str | Passage]]]]) -> list[Any]:
+    def _logits(self, batch: Batch) -> SpanLogits:
+        logits = self.backend.forward(batch)
+        of_tokens = batch.window_index != PADDING
+        if not (np.isfinite(logits.start[of_tokens]).all() and np.isfinite(logits.end[of_tokens]).all()):
+            raise BackendError(
+                f"Backend {self.backend.name!r} gave NaN or infinity for logits, computing in {self.backend.dtype}: the numbers of "
+                "this model are too large for it. Choose dtype='fp32'; if it is that already, the weights are damaged."
+            )
+        return logits
+
+    def _take(self, stream: Iterator[tuple[str, Sequence[str | Passage]]]) -> list[Any]:
         """Cut the next questions of the stream into windows, up to the chunk's number of tokens."""
         items: list[tuple[str, tuple[Passage, ...], list[list[Window]]]] = []
         tokens = 0
-        for position, (question, given) in stream:
+        for question, given in stream:
             passages = tuple(self.prepare(passage) for passage in given)
-            try:
-                cut = self._cut(question, passages)
-            except QuestionTooLongError as error:
-                raise QuestionTooLongError(f"Question {position + 1} ({question:.60}): {error}") from None
+            cut = self._cut(question, passages)
             items.append((question, passages, cut))
             tokens += sum(len(window) for piece in cut for window in piece)
             if tokens >= _CHUNK_TOKENS:
@@ -201,6 +224,8 @@ class Reader:
         if not _text(question, "question").strip():
             raise InputError("The question is empty. Ask something, such as: Who signed the treaty?")
         tokens = self.checkpoint.tokenizer.encode(question)
+        if not len(tokens):
+            raise InputError(f"The question {question!r:.60} holds nothing that the model can read. Ask in words.")
         layout = self.checkpoint.tokenizer.layout
         seen: set[str] = set()
         cuts: list[list[Window]] = []
@@ -217,7 +242,8 @@ class Reader:
         )
 
     def _threshold(self, threshold: float | None) -> float:
-        return self.answers.no_answer_threshold if threshold is None else threshold
+        settings = self.answers if threshold is None else replace(self.answers, no_answer_threshold=threshold)
+        return settings.no_answer_threshold
 
 
 def _text(value: Any, name: str) -> str:
@@ -228,7 +254,8 @@ def _text(value: Any, name: str) -> str:
 
 def _section(checkpoint: Checkpoint, name: str, kind: type[Settings]) -> Settings:
     """Read one section of spanqa.json into its settings; what it does not say keeps its default."""
-    section = checkpoint.settings.get(name) or {}
+    section = checkpoint.settings.get(name)
+    section = {} if section is None else section
     known = {field.name for field in fields(kind)}
     where = f"{str(checkpoint.path / 'spanqa.json')!r}, {name!r}"
     if not isinstance(section, dict) or set(section) - known:

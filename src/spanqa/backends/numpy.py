@@ -104,16 +104,17 @@ class NumpyBackend:
         self._weights = {name: array.astype(np.float32) for name, array in load_weights(checkpoint)}
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        start, end, attentions = span_logits(
-            NumpyOps(),
-            self._weights,
-            self._config,
-            batch.input_ids,
-            batch.token_type_ids,
-            batch.position_ids,
-            batch.window_index,
-            attention_layers=chosen_layers(attention, self._config.layers),
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as infinity or NaN
+            start, end, attentions = span_logits(
+                NumpyOps(),
+                self._weights,
+                self._config,
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.position_ids,
+                batch.window_index,
+                attention_layers=chosen_layers(attention, self._config.layers),
+            )
         return SpanLogits(start, end, attentions if attention is not None else None)
 
 

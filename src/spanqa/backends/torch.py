@@ -13,7 +13,7 @@ import transformers
 
 from spanqa.backends.base import chosen_layers
 from spanqa.batches import PADDING, Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, verify_weights
+from spanqa.checkpoint import Checkpoint, open_weights, verify_weights, weight_files
 from spanqa.encoder import FAMILIES
 from spanqa.errors import BackendError, CheckpointError, UnsupportedModelError
 
@@ -85,15 +85,18 @@ def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Load the model; transformers would fill missing parameters with random numbers, so both sides check for them."""
     if checkpoint.model_type in FAMILIES:
         verify_weights(checkpoint)
+    for path in weight_files(checkpoint.path):
+        open_weights(path)  # a damaged file is ours to tell
     bars = transformers.utils.logging.is_progress_bar_enabled()
     verbosity = transformers.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # what it would report, missing and unexpected names, is checked here
     try:
         model, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are listed in the report, as the missing ones are
         )
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # whatever transformers stumbles over in a config it does not know
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} cannot load {str(checkpoint.path)!r} ({checkpoint.model_type!r}) for question "
             f"answering: {error}"

@@ -1,5 +1,7 @@
 """Options that mean the same in every verb, and the reader they ask for."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,3 +49,16 @@ def load_reader(
     if max_answer_tokens is not None:
         answers = replace(answers, max_answer_tokens=max_answer_tokens)
     return reader.with_settings(windows=windows, answers=answers)
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far long work has come, on standard error when that is a terminal; yields a function of the number done."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.update(task, completed=done)

@@ -1,0 +1,734 @@
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny as tiny_checkpoints
+import tokenizers
+from hypothesis import given
+from reference import assert_gives_the_logits_of_transformers, first_window
+from safetensors.numpy import load_file, save_file
+from strategies import nasty_texts
+
+from spanqa.backends.base import BACKENDS, Backend, load_backend
+from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint, verify_weights, weight_files
+from spanqa.errors import CheckpointError, UnsupportedModelError
+from spanqa.reader import Reader
+
+every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- the ways in which the same model is stored
+
+
+@pytest.fixture(scope="session")
+def variant(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> Callable[[str], Path]:
+    import shutil
+
+    import torch
+
+    def old_names(weights: dict[str, np.ndarray]) -> None:
+        """As TensorFlow's BERT was converted: other names, other heads, a pooler, and a buffer of positions."""
+        for name in list(weights):
+            new = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            weights[new] = weights.pop(name)
+        weights["bert.pooler.dense.weight"] = np.zeros((32, 32), np.float32)
+        weights["bert.pooler.dense.bias"] = np.zeros(32, np.float32)
+        weights["bert.embeddings.position_ids"] = np.arange(64)[None]
+        weights["cls.predictions.bias"] = np.zeros(400, np.float32)
+
+    def save(folder: Path, **options: Any) -> None:
+        (folder / "model.safetensors").unlink()
+        tiny_checkpoints.save_with_transformers(json.loads((folder / "config.json").read_text()), folder, **options)
+
+    changes: dict[str, Callable[[Path], None]] = {
+        "gamma and beta": lambda folder: change_weights(folder, old_names),
+        "sharded": lambda folder: save(folder, max_shard_size="30KB"),
+        "fp16": lambda folder: save(folder, dtype=torch.float16),
+        "bf16": lambda folder: save(folder, dtype=torch.bfloat16),
+        "fp64": lambda folder: save(folder, dtype=torch.float64),
+    }
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("variant") / "model"
+            shutil.copytree(tiny("bert"), made[name])
+            changes[name](made[name])
+        return made[name]
+
+    return folder
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["gamma and beta", "sharded", "fp16", "bf16", "fp64"])
+def test_a_model_stored_in_another_way_gives_the_logits_of_transformers(
+    name: str, backend: str, variant: Callable[[str], Path], load: Callable[..., Backend], transformers: Any
+) -> None:
+    assert_gives_the_logits_of_transformers(load(backend, variant(name)), transformers, variant(name))
+
+
+@every_backend
+@pytest.mark.parametrize("name", ["gamma and beta", "sharded"])
+def test_names_and_shards_do_not_change_a_bit(
+    name: str, backend: str, variant: Callable[[str], Path], load: Callable[..., Backend], tiny: Callable[..., Path]
+) -> None:
+    batch = first_window(tiny("bert"), "Who built it?", "Anna Kestrel built it in 1891.")
+    found, expected = load(backend, variant(name)).forward(batch), load(backend, tiny("bert")).forward(batch)
+    np.testing.assert_array_equal(found.start, expected.start)
+    np.testing.assert_array_equal(found.end, expected.end)
+
+
+def test_what_is_left_out_of_a_checkpoint_is_listed(variant: Callable[[str], Path]) -> None:
+    names, ignored = verify_weights(open_checkpoint(variant("gamma and beta")))
+    assert ignored == [
+        "bert.embeddings.position_ids",
+        "bert.pooler.dense.bias",
+        "bert.pooler.dense.weight",
+        "cls.predictions.bias",
+    ]
+    assert names["embeddings.norm.weight"] == "bert.embeddings.LayerNorm.gamma"
+    assert len(names) == 39
+
+
+def test_the_variants_are_what_they_are_called(variant: Callable[[str], Path]) -> None:
+    assert len(weight_files(variant("sharded"))) > 2
+    assert not (variant("sharded") / "model.safetensors").exists()
+    dtypes = {"fp16": np.float16, "bf16": np.float32, "fp64": np.float64}  # NumPy has no bfloat16
+    for name, dtype in dtypes.items():
+        assert {array.dtype for _, array in load_weights(open_checkpoint(variant(name)))} == {np.dtype(dtype)}
+
+
+def test_a_hash_names_the_weights(variant: Callable[[str], Path], tiny: Callable[..., Path]) -> None:
+    import hashlib
+
+    assert (
+        open_checkpoint(tiny("bert")).sha256
+        == hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest()
+    )
+    shards = b"".join(path.read_bytes() for path in sorted(variant("sharded").glob("*.safetensors")))
+    assert open_checkpoint(variant("sharded")).sha256 == hashlib.sha256(shards).hexdigest()
+
+
+@pytest.mark.parametrize("family", tiny_checkpoints.FAMILIES)
+def test_checkpoints_written_without_transformers_are_those_that_it_writes(
+    family: str, tiny: Callable[..., Path], tmp_path: Path, transformers: Any
+) -> None:
+    tiny_checkpoints.save_with_numpy(json.loads((tiny(family) / "config.json").read_text()), tmp_path)
+    ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(tiny(family) / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+# --- vocab.txt
+
+
+def vocabulary_of(folder: Path) -> list[str]:
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+@pytest.fixture(scope="session")
+def vocabulary_only(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import shutil
+
+    folder = tmp_path_factory.mktemp("vocabulary") / "model"
+    shutil.copytree(tiny("bert"), folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary_of(folder)) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+def test_a_vocabulary_alone_gives_the_tokens_of_the_tokenizer(tiny: Callable[..., Path], vocabulary_only: Path) -> None:
+    whole, bare = open_checkpoint(tiny("bert")).tokenizer, open_checkpoint(vocabulary_only).tokenizer
+    assert bare.layout == whole.layout
+    assert bare.vocabulary_size == whole.vocabulary_size
+
+    @given(nasty_texts())
+    def same_tokens(text: str) -> None:
+        one, two = whole.encode(text), bare.encode(text)
+        assert one.ids.tolist() == two.ids.tolist()
+        assert one.offsets.tolist() == two.offsets.tolist()
+
+    same_tokens()
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "tokens"),
+    [
+        (None, "Über Anna", ["uber", "anna"]),
+        ({}, "Über Anna", ["uber", "anna"]),
+        ({"do_lower_case": False}, "Über Anna", ["Über", "Anna"]),
+        ({"do_lower_case": True, "strip_accents": False}, "Über Anna", ["über", "anna"]),
+        ({"do_lower_case": False, "strip_accents": True}, "Über Anna", ["Uber", "Anna"]),
+        ({"tokenize_chinese_chars": True}, "灯台", ["灯", "台"]),
+        ({"tokenize_chinese_chars": False}, "灯台", ["灯台"]),
+    ],
+)
+def test_a_vocabulary_is_read_with_the_options_of_its_tokenizer_config(
+    options: dict[str, Any] | None, text: str, tokens: list[str], vocabulary_only: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(vocabulary_only, tmp_path / "model"))
+    words = [*"[PAD] [UNK] [CLS] [SEP] [MASK] a b".split(), *"Über Anna uber anna über Uber 灯 台 灯台".split()]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    if options is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    ids = open_checkpoint(folder).tokenizer.encode(text).ids
+    assert [words[i] for i in ids] == tokens
+
+
+def test_a_vocabulary_has_one_word_a_line_whatever_unicode_calls_a_line(vocabulary_only: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(vocabulary_only, tmp_path / "model"))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "\u2028", "\x85", "", "a", "b", "anna"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    assert open_checkpoint(folder).tokenizer.encode("Anna").ids.tolist() == [9]
+
+
+# --- finding
+
+
+def test_the_bundled_model_is_found_by_its_name() -> None:
+    assert (find("spanqa-mini") / "model.safetensors").exists()
+
+
+def test_a_folder_is_found_as_text_and_as_path(tiny: Callable[..., Path]) -> None:
+    assert find(tiny("bert")) == find(str(tiny("bert"))) == tiny("bert")
+
+
+def test_a_home_folder_is_found(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tiny("bert").parent))
+    assert find(f"~/{tiny('bert').name}") == tiny("bert")
+
+
+@pytest.mark.parametrize("name", ["./missing", "../missing", "/no/such/folder", "~/missing", "a/b/c", "c:\\models\\bert"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(CheckpointError, match="There is no folder '.*'. Check the name, or give the full path"):
+        find(name)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_folder_we_stand_in(name: str) -> None:
+    with pytest.raises(CheckpointError, match="The model's name is empty. Expected a folder, a hub id such as"):
+        find(name)
+
+
+def test_a_file_is_not_a_model(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"model.safetensors' is a file; expected the folder that holds config.json"):
+        find(tiny("bert") / "model.safetensors")
+
+
+def test_a_folder_has_no_revisions(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError, match="revision='main' was given, but '.*' is a folder; only hub models have"):
+        find(tiny("bert"), "main")
+
+
+def test_a_name_that_no_system_can_hold_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="'x+' cannot be read: File name too long"):
+        find("x" * 5000)
+
+
+@pytest.mark.parametrize("name", ["who are you?", "a--b..c", "org/na me"])
+def test_a_name_that_is_no_hub_id_is_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match="is neither a folder nor a valid hub id. Expected a folder, a hub id such"):
+        find(name)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The hub out of reach, and an empty cache."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_a_hub_model_that_is_not_in_the_cache_says_how_to_fetch_it(offline: Path) -> None:
+    with pytest.raises(
+        CheckpointError,
+        match="'org/name' is no folder, is not in the hub cache, and the hub cannot be reached .* hf download org/name",
+    ):
+        find("org/name")
+
+
+def in_hub_cache(cache: Path, name: str, folder: Path, revision: str = "main") -> Path:
+    """Lay a folder out as the hub's cache does."""
+    import shutil
+
+    home = cache / f"models--{name.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / revision).write_text(commit)
+    return Path(shutil.copytree(folder, home / "snapshots" / commit))
+
+
+def test_a_hub_model_is_found_in_the_cache(offline: Path, tiny: Callable[..., Path]) -> None:
+    snapshot = in_hub_cache(offline, "org/name", tiny("bert"), revision="v2")
+    assert find("org/name", "v2") == snapshot
+    with pytest.raises(CheckpointError, match="'org/name' is no folder, is not in the hub cache"):
+        find("org/name")
+
+
+def test_a_model_half_fetched_is_refused(offline: Path, tiny: Callable[..., Path]) -> None:
+    (in_hub_cache(offline, "org/name", tiny("bert")) / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights: expected model.safetensors"):
+        open_checkpoint("org/name")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("RepositoryNotFoundError", r"There is no folder and no hub model 'org/name' \(or it is private\)"),
+        ("RevisionNotFoundError", "The hub model 'org/name' has no revision 'v9'"),
+        ("GatedRepoError", "The hub model 'org/name' is gated: accept its terms on its page, then run `hf auth login`"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(error: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*_: Any, **__: Any) -> None:
+        kind = getattr(errors, error)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=message):
+        find("org/name", "v9")
+
+
+# --- folders that are not whole
+
+
+def remove(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str | bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def both(*changes: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    return lambda folder: [change(folder) for change in changes]
+
+
+def rename(old: str, new: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def make_folder(name: str) -> Callable[[Path], Any]:
+    return lambda folder: ((folder / name).unlink(missing_ok=True), (folder / name).mkdir())
+
+
+def config(**changes: Any) -> Callable[[Path], Any]:
+    return lambda folder: change_json(folder / "config.json", **changes)
+
+
+def index(weight_map: Any) -> Callable[[Path], Any]:
+    return both(
+        rename("model.safetensors", "model-00001.safetensors"),
+        write("model.safetensors.index.json", json.dumps({"weight_map": weight_map})),
+    )
+
+
+def tokenizer(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def rewrite(folder: Path) -> None:
+        stored = json.loads((folder / "tokenizer.json").read_text())
+        change(stored)
+        (folder / "tokenizer.json").write_text(json.dumps(stored))
+
+    return rewrite
+
+
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    ],
+    "special_tokens": {},
+}
+
+UNREADABLE = {
+    "no config": (remove("config.json"), "holds no config.json. It tells the architecture; is this a model folder"),
+    "config that is no JSON": (write("config.json", "{model_type: bert}"), "config.json' is not JSON: Expecting property"),
+    "config that is binary": (write("config.json", b"\xff\xfe\x00"), "config.json' is not JSON: 'utf-8' codec"),
+    "config nested without end": (write("config.json", "[" * 100_000), "config.json' is not JSON: "),
+    "config with a number without end": (write("config.json", "1" * 10_000), "config.json' is not JSON: "),
+    "config that is a list": (write("config.json", "[]"), "config.json' should hold a JSON object"),
+    "config that is a folder": (make_folder("config.json"), "config.json' cannot be read: Is a directory"),
+    "config without a type": (config(model_type=None), 'config.json\' lacks "model_type", which names the architecture'),
+    "no weights": (remove("model.safetensors"), r"holds no weights: expected model.safetensors \(or model"),
+    "pickled weights": (
+        rename("model.safetensors", "pytorch_model.bin"),
+        "holds its weights only as pytorch_model.bin. spanqa reads safetensors, because pickled weights can run code. "
+        'Convert them once.*AutoModelForQuestionAnswering.from_pretrained."FOLDER"..save_pretrained."NEW_FOLDER"',
+    ),
+    "pickled shards": (rename("model.safetensors", "pytorch_model.bin.index.json"), "only as pytorch_model.bin.index.json"),
+    "weights of TensorFlow": (rename("model.safetensors", "tf_model.h5"), "holds its weights only as tf_model.h5"),
+    "a missing shard": (
+        index({"a": "model-00001.safetensors", "b": "model-00002.safetensors"}),
+        "index.json' names shards that are not there: model-00002.safetensors",
+    ),
+    "an index of nothing": (index({}), "index.json' names shards that are not there: none at all"),
+    "an index that is no table": (index(["a"]), 'index.json\' should hold a table "weight_map" of file names'),
+    "an index of numbers": (index({"a": 1}), 'index.json\' should hold a table "weight_map" of file names'),
+    "an index that leaves the folder": (
+        index({"a": "../model.safetensors"}),
+        'index.json\' should hold a table "weight_map" of file names',
+    ),
+    "no tokenizer": (remove("tokenizer.json"), "holds no tokenizer: expected tokenizer.json or vocab.txt"),
+    "an empty tokenizer": (write("tokenizer.json", ""), "tokenizer.json' cannot be read: EOF while parsing"),
+    "half a tokenizer": (
+        lambda folder: write("tokenizer.json", (folder / "tokenizer.json").read_bytes()[:1000])(folder),
+        "tokenizer.json' cannot be read: ",
+    ),
+    "a tokenizer of another kind": (write("tokenizer.json", '{"version": "1.0", "model": {"type": "X"}}'), "cannot be read"),
+    "a binary tokenizer": (write("tokenizer.json", b"\xff\x00" * 50), "tokenizer.json' cannot be read: "),
+    "a tokenizer that is a folder": (make_folder("tokenizer.json"), "tokenizer.json' cannot be read: Is a directory"),
+    "a vocabulary without its marks": (
+        both(remove("tokenizer.json"), write("vocab.txt", "[PAD]\n[CLS]\nanna\n")),
+        r"vocab.txt' lacks \[UNK\], \[SEP\]: it is not a BERT vocabulary",
+    ),
+    "a vocabulary that is not UTF-8": (
+        both(remove("tokenizer.json"), write("vocab.txt", b"[UNK]\n\xe9\n")),
+        "vocab.txt' cannot be read: 'utf-8' codec",
+    ),
+    "a tokenizer larger than the embeddings": (
+        config(vocab_size=399),
+        "has 400 tokens, but the model has embeddings for only 399. Tokenizer and model do not belong together",
+    ),
+    "a tokenizer whose template names an unknown mark": (
+        tokenizer(lambda stored: stored.update(post_processor=TEMPLATE)),
+        "The tokenizer loads but cannot encode: no entry found for key. Is tokenizer.json damaged",
+    ),
+    "a tokenizer without the token for unknown words": (
+        tokenizer(lambda stored: stored["model"].update(unk_token="[X]")),
+        r"The tokenizer loads but cannot encode: .*[Mm]issing \[UNK\] token",
+    ),
+    "settings that are no JSON": (write("spanqa.json", "{"), "spanqa.json' is not JSON"),
+    "settings of another format": (
+        write("spanqa.json", '{"format": "spanqa/9"}'),
+        "spanqa.json' has the format 'spanqa/9'; this version reads 'spanqa/1'. Upgrade spanqa",
+    ),
+    "settings without a format": (write("spanqa.json", '{"windows": {}}'), "has the format None; this version reads"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_a_folder_that_is_not_whole_is_refused(case: str, tiny_copy: Callable[..., Path]) -> None:
+    change, message = UNREADABLE[case]
+    folder = tiny_copy("bert")
+    open_checkpoint(folder)
+    change(folder)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_tokenizer_whose_added_tokens_lie_beyond_the_embeddings_is_refused(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy("bert")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["lighthouse", "kestrel9"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="has 40[12] tokens, but the model has embeddings for only 400"):
+        open_checkpoint(folder)
+
+
+# --- weights that do not fit
+
+
+def drop(*names: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda weights: [weights.pop(name) for name in names]
+
+
+def put(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda weights: weights.update({name: value})
+
+
+QUERY = "bert.encoder.layer.1.attention.self.query"
+
+UNFITTING = {
+    "one missing": (drop(f"{QUERY}.bias"), rf"lacks 1 parameter: {QUERY}.bias. Weights and config.json do not fit"),
+    "two missing": (drop(f"{QUERY}.bias", f"{QUERY}.weight"), rf"lacks 2 parameters: {QUERY}.weight, {QUERY}.bias"),
+    "many missing": (
+        lambda weights: [weights.pop(name) for name in list(weights) if "layer.1." in name],
+        r"lacks 16 parameters: (\S+, ){6}and 10 more",
+    ),
+    "one unexpected": (put("bert.extra.weight", np.zeros(3, np.float32)), "has unexpectedly 1 parameter: bert.extra.weight"),
+    "another model": (
+        lambda weights: [weights.update({f"x.{name}": weights.pop(name)}) for name in list(weights) if "qa" not in name],
+        r"lacks 37 parameters: .* and has unexpectedly 37 parameters: x.bert",
+    ),
+    "another shape": (
+        put("qa_outputs.weight", np.zeros((3, 32), np.float32)),
+        r"has parameters of another shape than config.json asks for: qa_outputs.weight is \[3, 32\], expected \[2, 32\]",
+    ),
+    "transposed": (
+        lambda weights: weights.update({f"{QUERY}.weight": weights[f"{QUERY}.weight"][None]}),
+        r"query.weight is \[1, 32, 32\], expected \[32, 32\]",
+    ),
+    "whole numbers": (
+        put(f"{QUERY}.weight", np.zeros((32, 32), np.int8)),
+        rf"has, not in a float format, 1 parameter: {QUERY}.weight \(I8\)",
+    ),
+    "no head": (
+        drop("qa_outputs.weight", "qa_outputs.bias"),
+        r"has no question-answering head: it lacks qa_outputs.weight \(and 1 other parameters\). Choose a checkpoint that",
+    ),
+    "nothing": (lambda weights: weights.clear(), "has no question-answering head: .* 38 other parameters"),
+    "NaN": (
+        lambda weights: weights[f"{QUERY}.weight"].__setitem__((3, 4), np.nan),
+        rf"{QUERY}.weight in .* holds NaN or infinity. The training diverged or the file is damaged",
+    ),
+    "infinity": (
+        lambda weights: weights["bert.embeddings.word_embeddings.weight"].__setitem__((399, 31), -np.inf),
+        r"word_embeddings.weight in .* holds NaN or infinity",
+    ),
+}  # fmt: skip
+
+
+@every_backend
+@pytest.mark.parametrize("case", UNFITTING)
+def test_weights_that_do_not_fit_are_refused_by_every_backend(
+    case: str, backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend]
+) -> None:
+    change, message = UNFITTING[case]
+    folder = tiny_copy("bert")
+    change_weights(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load(backend, folder)
+
+
+@every_backend
+def test_a_truncated_file_of_weights_is_refused_wherever_it_ends(
+    backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend]
+) -> None:
+    path = tiny_copy("bert") / "model.safetensors"
+    whole = path.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    cuts = [0, 1, 7, 8, 9, 8 + header // 2, 7 + header, 8 + header, 9 + header]
+    cuts += np.linspace(10 + header, len(whole) - 1, 12).astype(int).tolist()
+    for cut in cuts:
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match="is not a whole safetensors file: .* Fetch or copy it again"):
+            load(backend, path.parent)
+    path.write_bytes(whole + b"\x00")
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        load(backend, path.parent)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_a_header_with_any_bit_flipped_is_refused_or_means_the_same(
+    dtype: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Every bit: 32,000 of two layers in float32; 5,000 of none in bfloat16, whose header we read ourselves as well."""
+    options: dict[str, Any] = {"num_hidden_layers": 2}
+    if dtype == "BF16":
+        request.getfixturevalue("transformers")
+        import torch
+
+        options = {"num_hidden_layers": 0}
+    folder = tiny_checkpoints.make("bert", tmp_path, **options, hidden_size=8, intermediate_size=8)
+    if dtype == "BF16":
+        stored = json.loads((folder / "config.json").read_text())
+        tiny_checkpoints.save_with_transformers(stored, folder, dtype=torch.bfloat16)
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    assert f'"{dtype}"'.encode() in whole[: 8 + header]
+    checkpoint = open_checkpoint(folder)
+    expected = {name: array.copy() for name, array in load_weights(checkpoint)}
+    refused = 0
+    with path.open("r+b", buffering=0) as file:
+        for place in range(8 + header):
+            for bit in range(8):
+                file.seek(place)
+                file.write(bytes([whole[place] ^ 1 << bit]))
+                try:
+                    found = dict(load_weights(checkpoint))
+                except CheckpointError:
+                    refused += 1
+                else:
+                    assert found.keys() == expected.keys()
+                    assert all((found[name] == expected[name]).all() for name in expected), (place, bit)
+            file.seek(place)
+            file.write(whole[place : place + 1])
+    assert 8 * header * 0.95 < refused < 8 * (8 + header)
+
+
+# --- models that are not ours to run
+
+
+@pytest.mark.parametrize("head", ["AutoModel", "AutoModelForMaskedLM"])
+@every_backend
+def test_a_model_without_a_question_answering_head_is_refused(
+    head: str, backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend], transformers: Any
+) -> None:
+    folder = tiny_copy("bert")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    getattr(transformers, head).from_config(config).save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="has no question-answering head: it lacks qa_outputs.weight"):
+        load(backend, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type is 'relative_key_query'"),
+        ({"is_decoder": True}, "is_decoder is True; expected False, which spanqa does not run"),
+        ({"hidden_act": "swish"}, "the activation is 'swish'; expected one of gelu, .*, which spanqa does not run"),
+        ({"num_attention_heads": 5}, "no multiple of the 5 attention heads, which spanqa does not run"),
+        ({"hidden_act": ["gelu"]}, "config.json': unhashable type"),
+        ({"hidden_size": "wide"}, "config.json': invalid literal"),
+        ({"type_vocab_size": "two"}, "config.json': invalid literal"),
+        ({"num_hidden_layers": float("inf")}, "config.json': cannot convert float infinity"),
+    ],
+)
+def test_a_setting_that_the_encoder_does_not_have_is_refused(
+    change: dict[str, Any], message: str, tiny_copy: Callable[..., Path]
+) -> None:
+    folder = tiny_copy("bert")
+    change_json(folder / "config.json", **change)
+    checkpoint = open_checkpoint(folder)
+    for backend in BACKENDS:
+        if BACKENDS[backend].installed:
+            with pytest.raises(UnsupportedModelError, match=message):
+                load_backend(backend, checkpoint)
+    with pytest.raises(UnsupportedModelError, match=message):
+        _ = checkpoint.max_seq_length
+
+
+def test_a_number_that_the_config_lacks_is_named(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy("bert")
+    settings = json.loads((folder / "config.json").read_text())
+    del settings["intermediate_size"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="config.json' lacks 'intermediate_size'"):
+        load_backend("numpy", open_checkpoint(folder))
+
+
+@pytest.fixture(scope="session")
+def deberta(tmp_path_factory: pytest.TempPathFactory, transformers: Any) -> Path:
+    """A tiny DeBERTa-v2, an architecture that only transformers knows."""
+    folder = tmp_path_factory.mktemp("deberta")
+    tokenizer = tiny_checkpoints.word_piece()
+    config = transformers.DebertaV2Config(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=64, type_vocab_size=0, relative_attention=True,
+        position_buckets=16, pos_att_type=["p2c", "c2p"],
+    )  # fmt: skip
+    model = transformers.DebertaV2ForQuestionAnswering(config)
+    tiny_checkpoints.fill(model)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["numpy", "openvino"])
+def test_an_architecture_that_only_torch_runs_is_refused_by_name_with_the_way_out(backend: str, deberta: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"is a 'deberta-v2' model; this backend runs bert, .* Use backend='torch' \(pip install 'spanqa\[torch\]'\)",
+    ):
+        Reader.load(deberta, backend=backend)
+
+
+def test_torch_runs_an_architecture_that_the_others_do_not_have(deberta: Path, transformers: Any) -> None:
+    """The best place is that of transformers' own logits."""
+    import torch
+
+    reader = Reader.load(deberta, dtype="fp32")
+    assert (reader.backend.name, reader.reason) == ("torch", "only torch runs the architecture 'deberta-v2'")
+    assert reader.windows.max_seq_length == 64
+    question, passage = "Who built it?", "The old lighthouse was built by Anna Kestrel in 1891."
+    found = reader.ask(question, passage, threshold=-1e9)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(deberta / "tokenizer.json"))
+    pair = tokenizer(question, passage, return_tensors="pt", return_token_type_ids=True, return_offsets_mapping=True)
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(deberta, dtype="float32").eval()
+    with torch.no_grad():
+        output = model(**{name: pair[name] for name in ("input_ids", "token_type_ids")})
+    start, end = output.start_logits[0].numpy(), output.end_logits[0].numpy()
+    inside = np.flatnonzero(np.array(pair.sequence_ids(0), float) == 1)
+    score, first, last = max((start[i] + end[j], i, j) for i in inside for j in inside if i <= j < i + 30)
+    offsets = pair["offset_mapping"][0].tolist()
+    assert (found.start, found.end) == (offsets[first][0], offsets[last][1])
+    assert found.score == pytest.approx(score - start[0] - end[0], abs=1e-4)  # measured: 1e-6
+
+
+def test_torch_refuses_to_pack_windows_for_what_it_cannot_keep_apart(deberta: Path, transformers: Any) -> None:
+    from spanqa.batches import pack
+    from spanqa.windows import WindowSettings, make_windows
+
+    checkpoint = open_checkpoint(deberta)
+    tokenizer = checkpoint.tokenizer
+    window = make_windows(tokenizer.encode("who"), tokenizer.encode("Anna"), tokenizer.layout, WindowSettings(64))
+    with pytest.raises(UnsupportedModelError, match="DebertaV2ForQuestionAnswering cannot read packed rows"):
+        load_backend("torch", checkpoint)[0].forward(pack([window * 2]))
+
+
+TORCH_ONLY_DAMAGE = {
+    "a missing parameter": (drop("qa_outputs.weight"), "lacks 1 parameter.*qa_outputs.weight"),
+    "another shape": (put("qa_outputs.bias", np.zeros(3, np.float32)), "another shape.*qa_outputs.bias"),
+    "NaN": (lambda weights: weights["qa_outputs.bias"].__setitem__(0, np.nan), "qa_outputs.bias in .* holds NaN"),
+}
+
+
+@pytest.mark.parametrize("case", TORCH_ONLY_DAMAGE)
+def test_a_damaged_model_that_only_torch_runs_is_refused(case: str, deberta: Path, tmp_path: Path) -> None:
+    import shutil
+
+    change, message = TORCH_ONLY_DAMAGE[case]
+    folder = Path(shutil.copytree(deberta, tmp_path / "model"))
+    change_weights(folder, change)
+    with pytest.raises(CheckpointError, match=message):
+        load_backend("torch", open_checkpoint(folder))
+
+
+def test_a_truncated_model_that_only_torch_runs_is_refused(deberta: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(deberta, tmp_path / "model"))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        load_backend("torch", open_checkpoint(folder))
+
+
+def test_an_architecture_that_nobody_knows_is_refused(tiny_copy: Callable[..., Path], transformers: Any) -> None:
+    folder = tiny_copy("bert")
+    change_json(folder / "config.json", model_type="penmar")
+    with pytest.raises(UnsupportedModelError, match=r"transformers \S+ cannot load '.*' \('penmar'\) for question answering"):
+        Reader.load(folder)
+
+
+def test_an_architecture_without_such_a_head_is_refused(tiny_copy: Callable[..., Path], transformers: Any) -> None:
+    folder = tiny_copy("bert")
+    change_json(folder / "config.json", model_type="vit")
+    with pytest.raises(UnsupportedModelError, match=r"cannot load '.*' \('vit'\) for question answering"):
+        Reader.load(folder)
+
+
+def test_the_weights_are_not_read_before_they_are_asked_for(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy("bert")
+    (folder / "model.safetensors").write_bytes(b"")
+    assert isinstance(open_checkpoint(folder), Checkpoint)

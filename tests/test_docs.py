@@ -1,0 +1,52 @@
+"""What the README and the documentation show is what happens."""
+
+import doctest
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path.exists())
+COMMANDS = [
+    pytest.param(page, match[1], match[2], id=f"{page.name}: {match[1][:40]}")
+    for page in PAGES
+    for match in re.finditer(r"```console\n\$ (spanqa .*)\n((?:.*\n)*?)```", page.read_text("utf-8"))
+]
+
+pytestmark = pytest.mark.skipif(not PAGES, reason="the documentation is not here (an installed wheel is tested)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_documentation_gives_what_it_shows(page: Path) -> None:
+    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize(("page", "command", "shown"), COMMANDS)
+def test_commands_in_the_documentation_print_what_it_shows(
+    page: Path, command: str, shown: str, tmp_path: Path
+) -> None:
+    command, _, standard_input = command.partition(" < ")
+    _, *arguments = shlex.split(command)
+    arguments = [str(tmp_path / "results") if argument == "results" else argument for argument in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "spanqa", *arguments],
+        cwd=ROOT,
+        input=(ROOT / standard_input).read_text("utf-8") if standard_input else None,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert without_decimals(done.stdout) == without_decimals(shown)
+
+
+def without_decimals(text: str) -> list[str]:
+    """The lines with decimal numbers blanked (they differ a little between precisions) and spaces squeezed."""
+    return [" ".join(re.sub(r"-?\d+\.\d+", "#", line).split()) for line in text.splitlines() if line.strip()]
