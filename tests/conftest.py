@@ -7,14 +7,15 @@ SPANQA_DATA            a folder of question files (see CONTRIBUTING.md); the tes
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hypothesis
 import pytest
-import tiny as tiny_checkpoints
 
+import tiny as tiny_checkpoints
 from spanqa.backends.base import BACKENDS, Backend, load_backend
 from spanqa.checkpoint import BUNDLED, find, open_checkpoint
 from spanqa.reader import Reader
@@ -36,9 +37,46 @@ NAMED = [name.strip() for name in os.environ.get("SPANQA_TEST_BACKENDS", "").spl
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "last: runs after all other tests")
     unknown = sorted(set(NAMED) - set(BACKENDS))
     if unknown:
         raise pytest.UsageError(f"SPANQA_TEST_BACKENDS names {', '.join(unknown)}; there are {', '.join(BACKENDS)}.")
+
+
+MATCHED: set[tuple[str, int]] = set()
+"""File and line of every error whose text was matched by a `pytest.raises`."""
+
+
+class NotedRaises:
+    """`pytest.raises` with `match`, that notes where in spanqa the error was raised."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def __enter__(self) -> Any:
+        return self.context.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
+        matched = self.context.__exit__(kind, error, traceback)
+        places = [(frame.filename, frame.lineno) for frame in extract_tb(traceback)]
+        MATCHED.update([place for place in places if "spanqa" in Path(place[0]).parts][-1:])
+        return matched
+
+
+@pytest.fixture(scope="session", autouse=True)
+def matched() -> Iterator[set[tuple[str, int]]]:
+    raises = pytest.raises
+
+    def noted(*args: Any, **options: Any) -> Any:
+        return NotedRaises(raises(*args, **options)) if options.get("match") else raises(*args, **options)
+
+    pytest.raises = noted  # type: ignore[assignment]
+    yield MATCHED
+    pytest.raises = raises
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 def need_backend(name: str) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny import MAX_SEQ_LENGTH
 
 from spanqa.backends.base import Backend
 from spanqa.batches import Batch, pad
 from spanqa.checkpoint import open_checkpoint
 from spanqa.windows import WindowSettings, make_windows
+from tiny import MAX_SEQ_LENGTH
 
 PAIRS = [
     ("Who built the lighthouse?", "The old lighthouse at Penmar was built by Anna Kestrel in 1891."),

@@ -2,19 +2,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import layouts, tokens
 
 from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad, plan
 from spanqa.spans import split_logits
 from spanqa.tokens import Layout, Tokens
 from spanqa.windows import Window, WindowSettings, make_windows
+from strategies import layouts, tokens
 
 
 def window_of(*ids: int, question: tuple[int, ...] = (7,), layout: Layout | None = None) -> Window:
     bert = Layout(((101, 0),), ((102, 0),), ((102, 1),), question_type=0, passage_type=1)
-    texts = [
-        Tokens(np.array(part, np.int32), np.stack([np.arange(len(part))] * 2, axis=1)) for part in (question, ids)
-    ]
+    texts = [Tokens(np.array(part, np.int32), np.stack([np.arange(len(part))] * 2, axis=1)) for part in (question, ids)]
     return Window(*texts, 0, len(ids), layout or bert)
 
 

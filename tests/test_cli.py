@@ -226,3 +226,14 @@ def test_ask_loads_only_what_it_uses() -> None:
     loaded = loaded_by("-m", "spanqa", "ask", QUESTION, str(HARBOUR))
     assert "openvino" in loaded
     assert not loaded & (FRAMEWORKS - {"openvino"} | {"huggingface_hub", "urllib3", "requests", "httpx"})
+
+
+def test_check_compares_the_backends_with_the_reference() -> None:
+    rows = [json.loads(line) for line in spanqa("check", "--json").stdout.splitlines()]
+    by_name = {(row["backend"], row["dtype"]): row for row in rows}
+    assert by_name["numpy", "fp32"]["logits"] == 0
+    assert by_name["openvino", "fp32"]["ran"] and by_name["openvino", "fp32"]["problem"] is None
+    assert 0 < by_name["openvino", "fp32"]["logits"] < 1e-3
+    table = spanqa("check", EXAMPLES / "harbour.json", "--max-questions", "2")
+    assert table.returncode == 0
+    assert "same answers" in table.stdout and "ok" in table.stdout

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import PAIRS, TOLERANCE, TransformersModel, assert_gives_the_logits_of_transformers, first_window
-from tiny import FAMILIES
 
+from reference import PAIRS, TOLERANCE, TransformersModel, assert_gives_the_logits_of_transformers, first_window
 from spanqa.backends.base import BACKENDS, Backend
 from spanqa.encoder import ACTIVATIONS, encoder_config, stored_name, weight_shapes
+from tiny import FAMILIES
+
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -211,10 +211,15 @@ def test_an_interrupted_run_leaves_no_half_file_and_older_ones_as_they_were(read
     assert (tmp_path / "predictions.json").read_text() == "{}"
 
 
-def test_a_file_in_place_of_the_folder_is_an_error(reader, tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(InputError, match=r"taken' cannot be made a folder for the results: File exists"):
-        evaluate(reader(), EXAMPLES, out=tmp_path / "taken")
+@pytest.mark.parametrize(("kind", "reason"), [("file", "File exists"), ("folder", "Is a directory")])
+def test_results_that_cannot_be_written_are_an_error(reader, tmp_path, kind, reason):
+    if kind == "file":
+        (tmp_path / "out").write_text("")
+    else:
+        (tmp_path / "out" / ".null_odds.json.partial").mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"The results cannot be written to '.*out': {reason}\. Name a folder"):
+        evaluate(reader(), EXAMPLES, out=tmp_path / "out")
+    assert not list(tmp_path.glob("out/*.json"))
 
 
 # streams and errors

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import logits, offsets
 
 from spanqa.spans import Span, WindowLogits, best_spans, forbid_blank, passage_band, span_band
+from strategies import logits, offsets
 
 NEVER = -np.inf
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
-from strategies import nasty_passages, nasty_texts, questions
 
 from spanqa import tokens as tokens_module
 from spanqa.batches import pad
@@ -13,6 +12,7 @@ from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import CheckpointError, InputError
 from spanqa.tokens import Layout, Passage, Tokenizer
 from spanqa.windows import WindowSettings, make_windows
+from strategies import nasty_passages, nasty_texts, questions
 
 TOKENIZERS = ["bert", "roberta", "xlm-roberta", "spanqa-mini"]
 
@@ -60,7 +60,11 @@ def test_offsets_never_go_back(ours: Callable[[str], Tokenizer], name: str, text
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(question=questions(), passage=nasty_passages(12))
 def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
-    ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, question: str, passage: str
+    ours: Callable[[str], Tokenizer],
+    theirs: Callable[[str], tokenizers.Tokenizer],
+    name: str,
+    question: str,
+    passage: str,
 ) -> None:
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)
@@ -77,7 +81,11 @@ def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(question=questions(), passage=nasty_passages(40))
 def test_windows_of_a_long_passage_are_the_overflowing_ones_of_pair_encoding(
-    ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, question: str, passage: str
+    ours: Callable[[str], Tokenizer],
+    theirs: Callable[[str], tokenizers.Tokenizer],
+    name: str,
+    question: str,
+    passage: str,
 ) -> None:
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import layouts, tokens
 
 from spanqa.errors import InputError, QuestionTooLongError
 from spanqa.tokens import Layout, Tokens
 from spanqa.windows import WindowSettings, make_windows
+from strategies import layouts, tokens
 
 BERT = Layout(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1)
 
@@ -96,7 +96,7 @@ def test_windows_too_small_for_any_question_say_that_none_fits() -> None:
 def test_an_overlap_that_leaves_no_step_is_refused() -> None:
     assert bounds(2, 6, WindowSettings(9, 3)) == [(0, 4), (1, 5), (2, 6)]
     with pytest.raises(
-        InputError, match="overlap is 4 tokens, but the question leaves room for only 4 .* Choose an overlap below 4"
+        InputError, match=r"overlap is 4 tokens, but the question leaves room for only 4 .* Choose an overlap below 4"
     ):
         bounds(2, 6, WindowSettings(9, 4))
 
@@ -114,7 +114,5 @@ def test_an_overlap_that_leaves_no_step_is_refused() -> None:
     ],
 )
 def test_settings_that_are_no_count_of_tokens_are_refused(field: str, value: object, least: int) -> None:
-    with pytest.raises(
-        InputError, match=rf"{field} is {value!r}; expected a whole number of tokens, at least {least}"
-    ):
+    with pytest.raises(InputError, match=rf"{field} is {value!r}; expected a whole number of tokens, at least {least}"):
         WindowSettings(**{field: value})

@@ -71,7 +71,9 @@ def byte_level() -> tokenizers.Tokenizer:
 def unigram() -> tokenizers.Tokenizer:
     """XLM-R's, as SentencePiece has it: compatibility forms folded, spaces written as a letter."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
     trainer = trainers.UnigramTrainer(
         vocab_size=300, special_tokens=_ROBERTA_SPECIALS, unk_token="<unk>", show_progress=False

@@ -1,18 +1,31 @@
-"""Windows to arrays, and the planner that groups windows of like length under a token budget.
+"""Windows to arrays, and the planner that decides which windows share a batch and a row.
 
-A batch is what every backend reads. Rows hold one window each (`pad`) or several (`pack`); `window_index` says which
-window of its row a token belongs to, and attention never crosses it. Nothing here knows a model.
+A batch is what every backend reads. `window_index` says which window of its row a token belongs to, and attention never
+crosses it. `plan_batches` plans from lengths alone, so it serves any training or inference loop; `pack` makes the arrays.
+
+    padded   one window a row        sorted by length, so that little padding is left     any backend, any model
+    packed   rows of one width       histogram best-fit; few shapes                       static shapes, training
+    flat     one row, any length     no padding at all                                    variable-length attention
+
+Nothing here knows a model. Packing: Krell et al. 2021 (https://arxiv.org/abs/2107.02027), shortest-pack-first on the
+histogram of lengths, here best-fit.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa.errors import InputError
 from spanqa.windows import Window
 
 PADDING = -1
+
+BatchLayout = Literal["padded", "packed", "flat"]
+"""How windows lie in a batch: one a row, padded to the longest; several in rows of one width; all in one long row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,3 +142,66 @@ def plan(lengths: Iterable[int], budget_tokens: int) -> list[list[int]]:
             batches.append([position])
             longest = length
     return batches
+
+
+def pack_rows(lengths: Iterable[int], cols: int) -> list[list[int]]:
+    """Put windows, given by their lengths, into rows of at most `cols` tokens, few rows with little space left.
+
+    Best fit, longest first, on the histogram of lengths: all windows of a length are placed at once, so that a million take
+    seconds. Returns the rows as positions of the lengths given.
+
+        >>> pack_rows([6, 2, 3, 5, 4], cols=10)
+        [[0, 4], [3, 2, 1]]
+
+    Raises:
+        InputError: a window is longer than a row.
+    """
+    waiting: dict[int, list[int]] = defaultdict(list)
+    for position, length in enumerate(lengths):
+        waiting[length].append(position)
+    if waiting and max(waiting) > cols:
+        raise InputError(f"A window has {max(waiting)} tokens; it does not fit into a row of {cols}.")
+    space: dict[int, list[list[int]]] = {0: []}  # tokens left in a row -> the rows with that much
+    for length in sorted(waiting, reverse=True):
+        positions = waiting[length][::-1]
+        for left in sorted(left for left in space if left >= length):
+            rows = space[left]
+            while rows and positions:
+                row = rows.pop()
+                fill = [positions.pop() for _ in range(min(left // length, len(positions)))]
+                space.setdefault(left - len(fill) * length, []).append(row + fill)
+        while positions:
+            row = [positions.pop() for _ in range(min(cols // length, len(positions)))]
+            space.setdefault(cols - len(row) * length, []).append(row)
+    return sorted((row for rows in space.values() for row in rows), key=lambda row: row[0])
+
+
+def plan_batches(
+    lengths: Sequence[int], layout: BatchLayout, budget_tokens: int, cols: int = 512
+) -> Iterator[list[list[int]]]:
+    """Yield batches, as rows of positions of the lengths given, of at most `budget_tokens` with their padding.
+
+    `cols` is the width of packed rows. A window, or a packed row, longer than the budget goes alone.
+
+    Raises:
+        InputError: no such layout, or a window does not fit into a packed row.
+    """
+    if layout == "padded":
+        yield from ([[position] for position in batch] for batch in plan(lengths, budget_tokens))
+    elif layout == "packed":
+        rows = pack_rows(lengths, cols)
+        step = max(1, budget_tokens // cols)
+        yield from (rows[i : i + step] for i in range(0, len(rows), step))
+    elif layout == "flat":
+        row: list[int] = []
+        filled = 0
+        for position, length in sorted(enumerate(lengths), key=lambda item: -item[1]):
+            if row and filled + length > budget_tokens:
+                yield [row]
+                row, filled = [], 0
+            row.append(position)
+            filled += length
+        if row:
+            yield [row]
+    else:
+        raise InputError(f"There is no batch layout {layout!r}. Choose one of {', '.join(get_args(BatchLayout))}.")

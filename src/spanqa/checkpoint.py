@@ -31,7 +31,7 @@ FORMAT = "spanqa/1"
 _SECTIONS = ("format", "windows", "answers", "calibration", "training", "quantization")
 _HUB_FILES = (
     "config.json", "spanqa.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
-    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md", "model.sig",
+    "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md", "model.sig", "openvino_int8.xml", "openvino_int8.bin",
 )  # fmt: skip
 _PICKLED = (
     "pytorch_model.bin",
@@ -40,7 +40,9 @@ _PICKLED = (
     "flax_model.msgpack",
     "model.ckpt.index",
 )
-_EXPECTED = f"Expected a folder, a hub id such as 'deepset/bert-large-uncased-whole-word-masking-squad2', or {BUNDLED[0]!r}."
+_EXPECTED = (
+    f"Expected a folder, a hub id such as 'deepset/bert-large-uncased-whole-word-masking-squad2', or {BUNDLED[0]!r}."
+)
 _FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 # Heads and buffers that checkpoints carry beside the question-answering model; they are left out, and listed.
 _IGNORED = ("cls.", "lm_head.", "vocab_", "discriminator_predictions.", "generator_predictions.", "generator_lm_head.")

@@ -8,16 +8,19 @@
 """
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import numpy as np
 
 from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places
-from spanqa.backends.base import Backend, load_backend
-from spanqa.batches import PADDING, Batch, SpanLogits, pad, plan
+from spanqa.backends.base import Backend, load_backend, preferred_layout
+from spanqa.backends.replicas import Replicas
+from spanqa.batches import PADDING, Batch, BatchLayout, SpanLogits, pack, plan_batches
 from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.spans import WindowLogits, split_logits
@@ -27,7 +30,7 @@ from spanqa.windows import Window, WindowSettings, make_windows
 BATCH_TOKENS = 4096
 """Tokens of a batch, padding counted: enough to keep matrix products busy, little enough to fit the caches."""
 
-_CHUNK_TOKENS = 32 * BATCH_TOKENS  # sorted by length together; also bounds what a stream holds in memory
+_CHUNK_TOKENS = 16 * BATCH_TOKENS  # sorted by length together; also bounds what a stream holds in memory
 
 Settings = TypeVar("Settings", WindowSettings, AnswerSettings, Calibration)
 
@@ -41,6 +44,13 @@ class Reading:
     logits: tuple[tuple[WindowLogits, ...], ...]
 
 
+Item = tuple[str, tuple[Passage, ...], list[list[Window]]]
+"""A question, its passages, and the windows of each passage."""
+
+Running = tuple[list[list[int]], "Future[list[WindowLogits]]"]
+"""A planned batch, as rows of positions of windows, and what is becoming of it."""
+
+
 class Reader:
     """A model that reads passages for the answers to questions.
 
@@ -48,12 +58,15 @@ class Reader:
         reader.ask("Who built it?", "The pier was built by Anna Kestrel.").text    # 'Anna Kestrel'
 
     `windows`, `answers` and `calibration` are the settings stored with the model; a reader with others is made by
-    `with_settings`. `reason` says why `backend` is the one it is.
+    `with_settings`. `reason` says why `backend` is the one it is; `layout` is how its batches are laid out.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, reason: str = "it was given") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, backend: Backend, reason: str = "it was given", layout: BatchLayout | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.backend = backend
+        self.layout: BatchLayout = layout or preferred_layout(backend)
         self.reason = reason
         windows = _section(checkpoint, "windows", WindowSettings)
         self.windows = replace(windows, max_seq_length=min(windows.max_seq_length, checkpoint.max_seq_length))
@@ -70,8 +83,11 @@ class Reader:
         dtype: str = "auto",
         revision: str | None = None,
         threads: int | None = None,
+        layout: BatchLayout | None = None,
     ) -> "Reader":
         """Load a model: a bundled name, a folder, or a Hugging Face hub id.
+
+        `device` may name several, as in "cuda:0,cuda:1": each then holds a replica. `layout` is chosen by backend when None.
 
         Raises:
             CheckpointError: the model is missing, incomplete, damaged, or nothing here can run it.
@@ -79,7 +95,7 @@ class Reader:
         """
         checkpoint = open_checkpoint(model, revision)
         chosen, reason = load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
-        return cls(checkpoint, chosen, reason)
+        return cls(checkpoint, chosen, reason, layout)
 
     @property
     def calibrated(self) -> bool:
@@ -94,7 +110,7 @@ class Reader:
         Raises:
             InputError: the windows are longer than the model can read.
         """
-        other = Reader(self.checkpoint, self.backend, self.reason)
+        other = Reader(self.checkpoint, self.backend, self.reason, self.layout)
         other.windows = windows or self.windows
         other.answers = answers or self.answers
         if other.windows.max_seq_length > self.checkpoint.max_seq_length:
@@ -185,17 +201,28 @@ class Reader:
             BackendError: the logits are not numbers.
         """
         stream = iter(questions)
-        while items := self._take(stream):
-            windows = [window for _, _, cut in items for piece in cut for window in piece]
-            logits: list[WindowLogits | None] = [None] * len(windows)
-            for group in plan(map(len, windows), BATCH_TOKENS):
-                members = [windows[i] for i in group]
-                batch = pad(members)
-                for i, found in zip(group, split_logits(members, batch, self._logits(batch)), strict=True):
-                    logits[i] = found
-            each = iter(logits)
-            for question, passages, cut in items:
-                yield Reading(question, passages, tuple(tuple(islice(each, len(piece))) for piece in cut))  # type: ignore[arg-type]
+        running: deque[tuple[list[Item], list[Running]]] = deque()
+        workers = self.backend.count if isinstance(self.backend, Replicas) else 1
+        with ThreadPoolExecutor(workers, "spanqa") as pool:
+            try:
+                while items := self._take(stream):
+                    running.append((items, self._start(items, pool)))
+                    if len(running) > 1:  # one chunk computes while the next is being encoded
+                        yield from _finish(*running.popleft())
+                while running:
+                    yield from _finish(*running.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _start(self, items: list[Item], pool: ThreadPoolExecutor) -> list[Running]:
+        """Plan the windows of a chunk into batches and give these to the backend."""
+        windows = [window for _, _, cut in items for piece in cut for window in piece]
+        plan = plan_batches(list(map(len, windows)), self.layout, BATCH_TOKENS)
+        return [(rows, pool.submit(self._run, [[windows[i] for i in row] for row in rows])) for rows in plan]
+
+    def _run(self, rows: list[list[Window]]) -> list[WindowLogits]:
+        batch = pack(rows)
+        return list(split_logits([window for row in rows for window in row], batch, self._logits(batch)))
 
     def _logits(self, batch: Batch) -> SpanLogits:
         logits = self.backend.forward(batch)
@@ -207,9 +234,9 @@ class Reader:
             )
         return logits
 
-    def _take(self, stream: Iterator[tuple[str, Sequence[str | Passage]]]) -> list[Any]:
+    def _take(self, stream: Iterator[tuple[str, Sequence[str | Passage]]]) -> list[Item]:
         """Cut the next questions of the stream into windows, up to the chunk's number of tokens."""
-        items: list[tuple[str, tuple[Passage, ...], list[list[Window]]]] = []
+        items: list[Item] = []
         tokens = 0
         for question, given in stream:
             passages = tuple(self.prepare(passage) for passage in given)
@@ -244,6 +271,14 @@ class Reader:
     def _threshold(self, threshold: float | None) -> float:
         settings = self.answers if threshold is None else replace(self.answers, no_answer_threshold=threshold)
         return settings.no_answer_threshold
+
+
+def _finish(items: list[Item], running: list[Running]) -> Iterator[Reading]:
+    """Wait for the batches of a chunk and yield its readings, in the order of the questions."""
+    logits = {i: found for rows, future in running for i, found in zip(chain(*rows), future.result(), strict=True)}
+    each = (logits[i] for i in range(len(logits)))
+    for question, passages, cut in items:
+        yield Reading(question, passages, tuple(tuple(islice(each, len(piece))) for piece in cut))
 
 
 def _text(value: Any, name: str) -> str:

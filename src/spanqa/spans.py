@@ -68,10 +68,8 @@ def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_t
 
     `band[i, n]` is the span of n + 1 tokens from i on; spans that would leave the window are -inf.
 
-        >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2)
-        array([[11., 21.],
-               [22., 32.],
-               [33., -inf]], dtype=float32)
+        >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2).tolist()
+        [[11.0, 21.0], [22.0, 32.0], [33.0, -inf]]
     """
     ends = np.concatenate([end, np.full(max_answer_tokens - 1, IMPOSSIBLE, np.float32)])
     band = np.full((len(start), max_answer_tokens), IMPOSSIBLE, np.float32)

@@ -63,6 +63,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
         raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a name that no file can have
+        raise DatasetError(f"{str(path)!r} cannot be read: {error}.") from None
     return decode_text(data, repr(str(path)))
 
 
@@ -98,6 +100,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DatasetError(
             f"{str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
+        raise DatasetError(f"{str(path)!r} is not JSON that can be read: {error}.") from None
 
 
 def read_squad(path: str | os.PathLike[str]) -> list[Example]:
@@ -135,10 +139,11 @@ def _article(article: Any, place: str) -> list[Example]:
         passage = _field(paragraph, "context", str, at)
         for q, qa in enumerate(_field(paragraph, "qas", list, at)):
             where = f"{at}.qas[{q}]"
+            identity = str(_field(qa, "id", (str, int), where))
             golds = () if qa.get("is_impossible") else _field(qa, "answers", list, where)
             examples.append(
                 Example(
-                    id=str(_field(qa, "id", (str, int), where)),
+                    id=identity,
                     question=_field(qa, "question", str, where),
                     passage=passage,
                     answers=tuple(

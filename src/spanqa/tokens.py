@@ -159,7 +159,9 @@ def _layout(tokenizer: tokenizers.Tokenizer) -> Layout:
         tokenizer.encode("\U00013000")  # a hieroglyph: hardly any vocabulary has it
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # tokenizers raises bare Exception, and its Rust code may panic, which is not even that
+    except (
+        BaseException
+    ) as error:  # tokenizers raises bare Exception, and its Rust code may panic, which is not even that
         raise CheckpointError(f"The tokenizer loads but cannot encode: {error}. Is tokenizer.json damaged?") from error
     sequence, pairs = pair.sequence_ids, list(zip(pair.ids, pair.type_ids, strict=True))
     if 0 not in sequence or 1 not in sequence:

@@ -8,6 +8,7 @@ the same whatever it shares a batch with.
 """
 
 from collections.abc import Collection
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from spanqa.backends.base import chosen_layers
 from spanqa.batches import PADDING, Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, load_weights
 from spanqa.encoder import span_logits
-from spanqa.errors import BackendError
+from spanqa.errors import BackendError, CheckpointError
 
 _COLUMN_MULTIPLE = 16
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_INT8_MODEL = "openvino_int8.xml"
 
 
 class OpenVinoOps:
@@ -88,14 +91,15 @@ def _floats(value: float) -> Any:
 def build_graph(checkpoint: Checkpoint, attention_layers: Collection[int] = ()) -> openvino.Model:
     """Return the encoder as an OpenVINO model: four int32 inputs `[rows, cols]`, outputs start, end, attention by layer."""
     config = checkpoint.encoder
-    weights = {name: _weight(array) for name, array in load_weights(checkpoint)}
+    weights = {name: _weight(name, array) for name, array in load_weights(checkpoint)}
     inputs = [ops.parameter([-1, -1], np.int32, name) for name in Batch.__slots__]
     start, end, attentions = span_logits(OpenVinoOps(), weights, config, *inputs, attention_layers=attention_layers)
     return openvino.Model([start, end, *(attentions[layer] for layer in sorted(attentions))], inputs, config.model_type)
 
 
-def _weight(array: NDArray[Any]) -> Any:
+def _weight(name: str, array: NDArray[Any]) -> Any:
     constant = ops.constant(array, shared_memory=True)
+    constant.set_friendly_name(name)
     return constant if array.dtype == np.float32 else ops.convert(constant, np.float32)
 
 
@@ -109,18 +113,20 @@ class OpenVinoBackend:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[_float(device) if dtype == "int8" else dtype],
             "PERFORMANCE_HINT": "LATENCY",
             "CACHE_DIR": "",
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._lock = Lock()  # a request runs one batch at a time
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
         self._request(())
 
     def _request(self, layers: tuple[int, ...]) -> openvino.InferRequest:
         if layers not in self._requests:
-            graph = build_graph(self._checkpoint, layers)
+            int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
+            graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
             compiled = openvino.Core().compile_model(graph, self.device.upper(), self._settings)
             self._requests = {key: value for key, value in self._requests.items() if not key}  # keep one with attention
             self._requests[layers] = compiled.create_infer_request()
@@ -128,17 +134,18 @@ class OpenVinoBackend:
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         layers = chosen_layers(attention, self._checkpoint.encoder.layers)
-        request = self._request(layers)
         _, cols = batch.shape
         extra = -cols % _COLUMN_MULTIPLE
         arrays = [
             np.pad(getattr(batch, name), ((0, 0), (0, extra)), constant_values=PADDING if name == "window_index" else 0)
             for name in Batch.__slots__
         ]
-        request.infer(arrays, share_inputs=True)
-        start, end, *attentions = (request.get_output_tensor(i).data for i in range(2 + len(layers)))
-        found = {layer: array[:, :, :cols, :cols].copy() for layer, array in zip(layers, attentions, strict=True)}
-        return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), found if attention is not None else None)
+        with self._lock:
+            request = self._request(layers)
+            request.infer(arrays, share_inputs=True)
+            start, end, *attentions = (request.get_output_tensor(i).data for i in range(2 + len(layers)))
+            found = {layer: array[:, :, :cols, :cols].copy() for layer, array in zip(layers, attentions, strict=True)}
+            return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), found if attention is not None else None)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OpenVinoBackend:
@@ -150,13 +157,27 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         raise BackendError(f"Backend 'openvino' sees no device {device!r} here. It sees: {there}.")
     capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     if dtype == "auto":
-        dtype = "bf16" if "BF16" in capabilities else "fp32"
-    needed = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}[dtype]
-    if needed not in capabilities:
-        there = ", ".join(
-            name
-            for name, capability in (("fp32", "FP32"), ("bf16", "BF16"), ("fp16", "FP16"))
-            if capability in capabilities
-        )
+        dtype = _float(device)
+    if _CAPABILITIES[dtype] not in capabilities:
+        there = ", ".join(name for name, capability in _CAPABILITIES.items() if capability in capabilities)
         raise BackendError(f"This {device} does not compute in {dtype} with openvino. It has: {there}.")
     return OpenVinoBackend(checkpoint, device, dtype, threads)
+
+
+def _float(device: str) -> str:
+    """bf16 where the device has it, else fp32."""
+    capabilities = openvino.Core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if "BF16" in capabilities else "fp32"
+
+
+def _read_int8(checkpoint: Checkpoint) -> openvino.Model:
+    path = checkpoint.path / _INT8_MODEL
+    if not path.exists():
+        raise BackendError(
+            f"{str(checkpoint.path)!r} holds no int8 graph ({path.name}). Make a copy that does with "
+            "`spanqa quantize --model MODEL --data DATA --out DIR`, or choose another dtype."
+        )
+    try:
+        return openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Quantize the model again.") from error

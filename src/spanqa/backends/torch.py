@@ -6,11 +6,14 @@ transformers has a question-answering head for (DeBERTa, ModernBERT, ...), one w
 
 import inspect
 from collections.abc import Collection
+from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
+from spanqa.backends import torch_attention
 from spanqa.backends.base import chosen_layers
 from spanqa.batches import PADDING, Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, open_weights, verify_weights, weight_files
@@ -30,24 +33,32 @@ class TorchBackend:
         self.dtype = dtype
         self._family = checkpoint.model_type in FAMILIES
         self._model: Any = model.to(device, _DTYPES[dtype]).eval()
+        self._lock = Lock()  # the attention in use is a setting of the whole model
+        self._usual = self._model.config._attn_implementation
         self._inputs = set(inspect.signature(model.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        if attention is None:
-            output = self._run(batch)
-            return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits))
         layers = chosen_layers(attention, self._model.config.num_hidden_layers)
-        usual = self._model.config._attn_implementation
-        self._model.set_attn_implementation("eager")  # the others return no attention, and do not say so
-        try:
-            output = self._run(batch, output_attentions=True)
-        finally:
-            self._model.set_attn_implementation(usual)
-        found = {layer: _numpy(output.attentions[layer]) for layer in layers}
+        flat = attention is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
+        with self._lock:
+            if attention is not None:
+                self._use("eager")  # the others return no attention, and do not say so
+                output = self._run(batch, output_attentions=True)
+            elif flat:
+                self._use(torch_attention.NAME)
+                output = self._run(batch, window_lengths=_window_lengths(batch))
+            else:
+                self._use(self._usual)
+                output = self._run(batch)
+        found = {layer: _numpy(output.attentions[layer]) for layer in layers} if attention is not None else None
         return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), found)
 
-    def _run(self, batch: Batch, **options: bool) -> Any:
+    def _use(self, attention: str) -> None:
+        if self._model.config._attn_implementation != attention:
+            self._model.set_attn_implementation(attention)
+
+    def _run(self, batch: Batch, **options: Any) -> Any:
         with torch.inference_mode():
             return self._model(**self._arguments(batch), **options)
 
@@ -66,6 +77,8 @@ class TorchBackend:
         if self._family:
             arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
         index = tensor(batch.window_index)
+        if self._model.config._attn_implementation == torch_attention.NAME:
+            return arguments  # it is told the lengths of the windows instead of a mask
         if packed:
             apart = index[:, None, :, None] != index[:, None, None, :]  # (row, 1, query, key)
             dtype = self._model.dtype
@@ -75,6 +88,11 @@ class TorchBackend:
         else:
             arguments["attention_mask"] = (index != PADDING).long()
         return arguments
+
+
+def _window_lengths(batch: Batch) -> list[int]:
+    """The lengths of the windows of a single row without padding, in order."""
+    return [int(length) for length in np.bincount(batch.window_index[0])]
 
 
 def _numpy(tensor: torch.Tensor) -> Any:
@@ -93,7 +111,11 @@ def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     transformers.logging.set_verbosity_error()  # what it would report, missing and unexpected names, is checked here
     try:
         model, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True,
+            checkpoint.path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed in the report, as the missing ones are
         )
     except Exception as error:  # whatever transformers stumbles over in a config it does not know

@@ -3,8 +3,10 @@
 import typer
 
 from spanqa.cli.ask import ask
+from spanqa.cli.check import check
 from spanqa.cli.evaluate import evaluate
 from spanqa.cli.info import info
+from spanqa.cli.quantize import quantize
 
 app = typer.Typer(
     name="spanqa",
@@ -15,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, evaluate, info):
+for verb in (ask, evaluate, check, quantize, info):
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""Official metrics, reports, plots: how good a reader is, in numbers that can be compared with published ones.
+"""Official metrics: how good a reader is, in numbers that can be compared with published ones.
 
 metrics.py    predictions -> official SQuAD metrics
 official.py   logits -> predictions, by the rule of transformers' run_qa

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from spanqa import __version__
 from spanqa.backends.base import BACKENDS
 from spanqa.errors import DatasetError
 from spanqa.reader import Reader
@@ -26,8 +27,9 @@ def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
     program, *arguments = sys.argv or [""]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(program).name, *arguments]),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("spanqa", *packages)},
+        "command": shlex.join(["spanqa" if program.endswith("__main__.py") else Path(program).name, *arguments]),
+        "versions": {"python": platform.python_version(), "spanqa": __version__}
+        | {name: version(name) for name in packages},
     }
 
 
@@ -66,13 +68,6 @@ def reader_packages(reader: Reader) -> tuple[str, ...]:
 def finite(number: float) -> float | str:
     """Return a number as JSON can write it: infinity as text."""
     return number if math.isfinite(number) else str(number)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return None
 
 
 def _model_name(path: Path) -> str:

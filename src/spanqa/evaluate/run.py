@@ -31,6 +31,9 @@ from spanqa.squad import Example, JsonObjectWriter, read_json
 
 File = str | os.PathLike[str]
 
+N_BEST_FIELDS = ("start_logit", "end_logit", "text", "probability")
+"""What run_qa writes of each candidate, in its order."""
+
 
 def evaluate(
     reader: Reader,
@@ -151,20 +154,20 @@ def _of_reader(scores: Sequence[QuestionScore], threshold: float) -> dict[str, A
 
 def _open_files(stack: ExitStack, folder: Path, rule: Rule) -> Callable[[str, Decision], None]:
     """Open run_qa's files for the time of the stack, and return what writes a question to them."""
+    names = ["predictions.json", "nbest_predictions.json", *(["null_odds.json"] if rule == "squad_v2" else [])]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        predictions, n_best, *null_odds = [stack.enter_context(JsonObjectWriter(folder / name)) for name in names]
     except OSError as error:
-        raise InputError(f"{str(folder)!r} cannot be made a folder for the results: {error.strerror}.") from error
-    predictions = stack.enter_context(JsonObjectWriter(folder / "predictions.json"))
-    n_best = stack.enter_context(JsonObjectWriter(folder / "nbest_predictions.json"))
-    null_odds = stack.enter_context(JsonObjectWriter(folder / "null_odds.json")) if rule == "squad_v2" else None
+        raise InputError(
+            f"The results cannot be written to {str(folder)!r}: {error.strerror}. Name a folder that can be written to."
+        ) from error
 
     def write(key: str, decision: Decision) -> None:
         predictions.write(key, decision.text)
-        names = ("start_logit", "end_logit", "text", "probability")
-        n_best.write(key, [{name: getattr(candidate, name) for name in names} for candidate in decision.candidates])
-        if null_odds:
-            null_odds.write(key, decision.null_odds)
+        n_best.write(key, [{name: getattr(line, name) for name in N_BEST_FIELDS} for line in decision.candidates])
+        for file in null_odds:
+            file.write(key, decision.null_odds)
 
     return write
 

@@ -1,0 +1,129 @@
+"""JAX: the encoder traced once for each shape of batch and compiled by XLA.
+
+What it needs: pip install 'spanqa[jax]' (for GPUs and TPUs the jaxlib that JAX's own instructions name). What it costs:
+every new shape is compiled before its first batch, in about 1 s for a MiniLM and 2 s for a BERT-large on a CPU. Batches
+are therefore padded to the shapes of `bucket_shape`: two thousand questions need about 18 of them, and an eighth of the
+tokens computed is padding; packed batches of one width need one or two. JAX keeps compiled programs between runs where
+its own `jax_compilation_cache_dir` says so.
+
+Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on accelerators
+and on processors that have it. Threads are XLA's: one for each core that the process may use. On GPUs JAX reserves most
+of the memory, unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. TPUs should work and are unverified.
+"""
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spanqa.backends.base import bucket_shape, chosen_layers, cpu_has_bf16
+from spanqa.backends.numpy import NumpyOps
+from spanqa.batches import PADDING, Batch, SpanLogits
+from spanqa.checkpoint import Checkpoint, load_weights
+from spanqa.encoder import span_logits
+from spanqa.errors import BackendError
+
+_DTYPES: dict[str, Any] = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class JaxOps(NumpyOps):
+    """`spanqa.encoder.Ops` on JAX arrays: what NumPy writes as a method or an operator is written the same here."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+
+    def linear(self, x: Any, weight: Any, bias: Any) -> Any:
+        return _product("bti,oi->bto", x.astype(weight.dtype), weight) + bias
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) * weight + bias
+
+    def activate(self, x: Any, name: str) -> Any:
+        return jax.nn.relu(x) if name == "relu" else jax.nn.gelu(x, approximate=name == "gelu_tanh")
+
+    def attention(self, query: Any, key: Any, mask: Any) -> Any:
+        scores = _product("bhqd,bhkd->bhqk", query.astype(self._dtype), key.astype(self._dtype))
+        return jax.nn.softmax(jnp.where(mask, scores * query.shape[-1] ** -0.5, -1e30), -1)  # (batch, head, query, key)
+
+    def mix(self, attention: Any, value: Any) -> Any:
+        return _product("bhqk,bhkd->bhqd", attention.astype(self._dtype), value.astype(self._dtype))
+
+
+def _product(axes: str, a: Any, b: Any) -> Any:
+    """In float32 all of its bits count: without HIGHEST, GPUs keep 10 of them and TPUs 7."""
+    return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
+class JaxBackend:
+    """Weights on one JAX device, and the programs compiled so far: one for each shape and choice of attention layers."""
+
+    name = "jax"
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._config = checkpoint.encoder
+        self._place = _devices()[device]
+        self._weights = {
+            name: jax.device_put(
+                array.astype(_DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else np.float32),
+                self._place,
+            )
+            for name, array in load_weights(checkpoint)
+        }
+        self._run = jax.jit(
+            partial(span_logits, JaxOps(_DTYPES[dtype])), static_argnums=1, static_argnames="attention_layers"
+        )
+
+    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+        layers = chosen_layers(attention, self._config.layers)
+        rows, cols = batch.shape
+        more_rows, more_cols = (
+            padded - size for padded, size in zip(bucket_shape(rows, cols), (rows, cols), strict=True)
+        )
+        arrays = [
+            np.pad(array, ((0, more_rows), (0, more_cols)), constant_values=PADDING if name == "window_index" else 0)
+            for name, array in ((name, getattr(batch, name)) for name in Batch.__slots__)
+        ]
+        start, end, attentions = self._run(
+            self._weights, self._config, *jax.device_put(arrays, self._place), attention_layers=layers
+        )
+        found = {layer: np.asarray(array)[:rows, :, :cols, :cols].copy() for layer, array in attentions.items()}
+        return SpanLogits(
+            np.asarray(start)[:rows, :cols].copy(),
+            np.asarray(end)[:rows, :cols].copy(),
+            found if attention is not None else None,
+        )
+
+
+def _devices() -> dict[str, jax.Device]:
+    """Every device that JAX sees, by its name here; "gpu" is what JAX calls CUDA and ROCm alike."""
+    found: dict[str, jax.Device] = {}
+    for kind in ("cuda", "rocm", "tpu", jax.default_backend(), "cpu"):
+        try:
+            found |= {f"{kind}:{device.id}": device for device in jax.local_devices(backend=kind)}
+        except RuntimeError:  # JAX has no such platform here
+            continue
+    return {name.removesuffix(":0") if name == "cpu:0" else name: device for name, device in found.items()}
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> JaxBackend:
+    """Make the backend; "auto" is the device that JAX takes by default."""
+    if threads is not None:
+        raise BackendError(
+            "Backend 'jax' takes its threads from XLA, one for each core that the process may use; start it on fewer cores "
+            "(on Linux: taskset -c 0-3 ...) instead of setting threads."
+        )
+    devices = _devices()
+    if device == "auto":
+        device = next(name for name, place in devices.items() if place == jax.devices()[0])
+    place = devices.get(device) or devices.get(f"{device}:0")
+    if place is None:
+        raise BackendError(f"Backend 'jax' sees no device {device!r} here. It sees: {', '.join(devices)}.")
+    if dtype == "auto":
+        dtype = "bf16" if place.platform != "cpu" or cpu_has_bf16() else "fp32"
+    return JaxBackend(checkpoint, next(name for name, other in devices.items() if other == place), dtype)

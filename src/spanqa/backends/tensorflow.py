@@ -1,0 +1,184 @@
+"""TensorFlow: the encoder as one graph for every shape of batch.
+
+What it needs: pip install 'spanqa[tensorflow]'. What it costs: seconds to import TensorFlow, and 1 s to trace the graph
+at the first batch. Rows and columns of the graph are free, so that nothing is padded and no shape is compiled on its
+own: XLA (`jit_compile`) was slower on CPUs, and took 2 s more for every new shape.
+
+Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on GPUs and
+processors that have it. TensorFlow settles some things for the whole process: `threads` can be set only before it has
+computed anything; GPU memory is taken as it is needed; and fp32 on a GPU switches its TensorFloat-32 off.
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from spanqa.backends.base import chosen_layers, cpu_has_bf16
+from spanqa.batches import Batch, SpanLogits
+from spanqa.checkpoint import Checkpoint, load_weights
+from spanqa.encoder import span_logits
+from spanqa.errors import BackendError
+
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_BANNERS = re.compile(rb"(WARNING: All log messages before absl|I0000 |To enable the following instructions).*\n")
+
+
+@contextmanager
+def _without_banners() -> Iterator[None]:
+    """Keep TensorFlow's information messages off standard error while it is imported.
+
+    Its environment variable is read during the import and stops most of them. The one on oneDNN heeds nothing, so what is
+    written meanwhile is held back, and passed on without those lines. Whoever sets the variable to 0 sees all.
+    """
+    before = os.environ.get(_LOG_LEVEL)
+    if before == "0" or "tensorflow" in sys.modules:
+        yield
+        return
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as screen:
+        os.environ.setdefault(_LOG_LEVEL, "1")
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(screen.fileno(), 2)
+            if before is None:
+                del os.environ[_LOG_LEVEL]
+            held.seek(0)
+            screen.write(_BANNERS.sub(b"", held.read()))
+
+
+with _without_banners():
+    import tensorflow as tf
+
+_DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16}
+
+
+class TensorFlowOps:
+    """`spanqa.encoder.Ops` as nodes of a TensorFlow graph."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+
+    def embed(self, table: Any, ids: Any) -> Any:
+        return tf.gather(table, ids)
+
+    def shift(self, ids: Any, offset: int) -> Any:
+        return ids + offset
+
+    def linear(self, x: Any, weight: Any, bias: Any) -> Any:
+        rows, cols, size = tf.shape(x)[0], tf.shape(x)[1], x.shape[2]
+        flat = tf.cast(tf.reshape(x, [rows * cols, size]), weight.dtype)  # one product, not one a row
+        product = tf.nn.bias_add(tf.cast(tf.matmul(flat, weight, transpose_b=True), tf.float32), bias)
+        return tf.reshape(product, [rows, cols, weight.shape[0]])  # (batch, token, hidden)
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a + b
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> Any:
+        centred = x - tf.reduce_mean(x, -1, keepdims=True)
+        return centred * tf.math.rsqrt(tf.reduce_mean(tf.square(centred), -1, keepdims=True) + eps) * weight + bias
+
+    def activate(self, x: Any, name: str) -> Any:
+        return tf.nn.relu(x) if name == "relu" else tf.nn.gelu(x, approximate=name == "gelu_tanh")
+
+    def split_heads(self, x: Any, heads: int) -> Any:
+        parts = tf.reshape(x, [tf.shape(x)[0], tf.shape(x)[1], heads, x.shape[2] // heads])
+        return tf.transpose(parts, [0, 2, 1, 3])  # (batch, head, token, size)
+
+    def merge_heads(self, x: Any) -> Any:
+        hidden = x.shape[1] * x.shape[3]
+        return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [tf.shape(x)[0], tf.shape(x)[2], hidden])
+
+    def same_window(self, window_index: Any) -> Any:
+        same = window_index[:, None, :, None] == window_index[:, None, None, :]
+        return tf.where(same, 0.0, -1e30)  # (batch, 1, query, key), added to the scores
+
+    def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        return self.mix(self.attention(query, key, mask), value)
+
+    def attention(self, query: Any, key: Any, mask: Any) -> Any:
+        scores = tf.matmul(tf.cast(query, self._dtype), tf.cast(key, self._dtype), transpose_b=True)
+        return tf.nn.softmax(tf.cast(scores, tf.float32) * query.shape[-1] ** -0.5 + mask)  # (batch, head, query, key)
+
+    def mix(self, attention: Any, value: Any) -> Any:
+        return tf.cast(tf.matmul(tf.cast(attention, self._dtype), tf.cast(value, self._dtype)), tf.float32)
+
+    def column(self, x: Any, index: int) -> Any:
+        return x[..., index]
+
+
+class TensorFlowBackend:
+    """Weights on one TensorFlow device and a graph; one more for each choice of attention layers, when first asked for."""
+
+    name = "tensorflow"
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._config = checkpoint.encoder
+        kind, _, index = device.upper().partition(":")
+        self._place = f"/{kind}:{index or 0}"
+        with tf.device(self._place):
+            self._weights = {
+                name: tf.constant(
+                    array, _DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else tf.float32
+                )
+                for name, array in load_weights(checkpoint)
+            }
+        self._graphs: dict[tuple[int, ...], Any] = {}
+
+    def _graph(self, layers: tuple[int, ...]) -> Any:
+        if layers not in self._graphs:
+            ops = TensorFlowOps(_DTYPES[self.dtype])
+
+            def run(*inputs: Any) -> Any:
+                return span_logits(ops, self._weights, self._config, *inputs, attention_layers=layers)
+
+            inputs = [tf.TensorSpec([None, None], tf.int32, name) for name in Batch.__slots__]
+            self._graphs[layers] = tf.function(run, input_signature=inputs, autograph=False)
+        return self._graphs[layers]
+
+    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+        layers = chosen_layers(attention, self._config.layers)
+        with tf.device(self._place):
+            start, end, attentions = self._graph(layers)(
+                *(tf.constant(getattr(batch, name)) for name in Batch.__slots__)
+            )
+        found = {layer: attentions[layer].numpy() for layer in layers}
+        return SpanLogits(start.numpy(), end.numpy(), found if attention is not None else None)
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TensorFlowBackend:
+    """Make the backend; "auto" is the first GPU where TensorFlow sees one, else the CPU. "cuda:0" is its "gpu:0"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    there = [*(f"gpu:{i}" for i in range(len(gpus))), "cpu"]
+    name = there[0] if device == "auto" else device.replace("cuda", "gpu")
+    name = f"{name}:0" if name == "gpu" else name
+    if name not in there:
+        raise BackendError(f"Backend 'tensorflow' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    if dtype == "auto":
+        dtype = "bf16" if (_gpu_has_bf16(gpus[int(name[4:])]) if name != "cpu" else cpu_has_bf16()) else "fp32"
+    if threads is not None and threads != tf.config.threading.get_intra_op_parallelism_threads():
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+        except RuntimeError as error:
+            raise BackendError(
+                f"threads is {threads}, but TensorFlow has computed in this process already, and its threads are settled by "
+                "then. Load this backend before anything uses TensorFlow, or leave threads out."
+            ) from error
+    for gpu in gpus:  # all alike, which TensorFlow insists on
+        with suppress(RuntimeError, ValueError):  # TensorFlow is in use, or its owner has divided the GPU: settled
+            tf.config.experimental.set_memory_growth(gpu, True)
+    if name != "cpu" and dtype == "fp32":
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # it keeps 10 bits of 23
+    return TensorFlowBackend(checkpoint, name, dtype)
+
+
+def _gpu_has_bf16(gpu: Any) -> bool:
+    return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)

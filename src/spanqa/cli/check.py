@@ -1,0 +1,70 @@
+"""`spanqa check`: do all backends give the same answers?"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spanqa.cli import options
+
+if TYPE_CHECKING:
+    from spanqa.evaluate.parity import Comparison
+
+
+def check(
+    data: Annotated[
+        Path | None, typer.Argument(metavar="[DATA]", help="A SQuAD file; eight questions of our own by default.")
+    ] = None,
+    max_questions: Annotated[int, typer.Option(min=1, help="Only the first so many questions.")] = 100,
+    as_json: options.Json = False,
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    threads: options.Threads = None,
+) -> None:
+    """Compare every installed backend and dtype with the reference: logits, answers, F1.
+
+    Exits with 1 when one is outside its tolerance.
+    """
+    from rich.console import Console
+
+    from spanqa.evaluate.parity import REFERENCE, check_backends
+    from spanqa.reader import Reader
+    from spanqa.squad import read_squad
+
+    examples = read_squad(data)[:max_questions] if data is not None else None
+
+    def load(backend: str, dtype: str) -> Reader:
+        limit = None if backend == REFERENCE else threads
+        return Reader.load(model, backend=backend, dtype=dtype, revision=revision, threads=limit)
+
+    console = Console(stderr=True)
+    with console.status("check") as status:
+        rows = list(check_backends(load, examples, progress=status.update))
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(asdict(row)))
+    else:
+        _show(rows)
+    if any(row.ran and row.problem for row in rows):
+        raise typer.Exit(1)
+
+
+def _show(rows: "list[Comparison]") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns = ("backend", "dtype", "logits ±", "probability ±", "same answers", "F1", "questions/s", "")
+    table = Table(*columns, box=None, padding=(0, 1))
+    for row in rows:
+        if row.ran:
+            mark = f"[red]{row.problem}[/red]" if row.problem else "[green]ok[/green]"
+            numbers = (
+                f"{row.logits:.1e}", f"{row.probability:.1e}", f"{row.answers:.1%}", f"{row.f1:.2f}", f"{row.questions_per_s:.1f}",
+            )  # fmt: skip
+        else:
+            mark, numbers = f"[dim]{escape(row.problem or '')}[/dim]", ("", "", "", "", "")
+        table.add_row(row.backend, row.dtype, *numbers, mark)
+    Console(highlight=False).print(table)

@@ -1,0 +1,69 @@
+"""`spanqa quantize`: an int8 copy of a model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spanqa.cli import options
+
+if TYPE_CHECKING:
+    from spanqa.quantize import Score
+    from spanqa.reader import Reader
+    from spanqa.squad import Example
+
+
+def quantize(
+    data: Annotated[Path, typer.Option(metavar="FILE", help="A SQuAD file to calibrate with and to measure on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    max_questions: Annotated[int, typer.Option(min=2, help="Use so many questions of the file at most.")] = 2200,
+    calibration_questions: Annotated[int, typer.Option(min=1, help="So many of them to calibrate.")] = 200,
+    most_f1_lost: Annotated[float, typer.Option(help="Refuse to write a model that loses more F1 points.")] = 1.0,
+    as_json: options.Json = False,
+) -> None:
+    """Write a copy of a model that OpenVINO runs in 8-bit integers, if it keeps its F1."""
+    import random
+
+    from rich.console import Console
+
+    from spanqa.evaluate.record import describe_file
+    from spanqa.quantize import quantize as quantize_model
+    from spanqa.squad import read_squad
+
+    examples = read_squad(data)
+    examples = random.Random(0).sample(examples, min(max_questions, len(examples)))
+    console = Console(stderr=True)
+    with console.status("quantize") as status:
+        done = quantize_model(
+            model,
+            examples,
+            out,
+            score=_score,
+            data_sha256=describe_file(data)["sha256"],
+            revision=revision,
+            calibration_questions=calibration_questions,
+            most_f1_lost=most_f1_lost,
+            progress=status.update,
+        )
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **asdict(done)}))
+        return
+    typer.echo(
+        f"{out}: F1 {done.f1_before:.2f} in fp32, {done.f1_after:.2f} in int8, on {done.measured_questions} questions"
+    )
+    typer.echo(f"feed-forward outputs in {done.ffn_outputs}; use it with: --model {out} --dtype int8")
+
+
+def _score(reader: "Reader", examples: "Sequence[Example]") -> "Score":
+    from spanqa.evaluate import evaluate
+    from spanqa.quantize import Score
+
+    metrics = evaluate(reader, examples)["reader"]
+    if "NoAns_total" not in metrics:
+        return Score(metrics["f1"], None)
+    return Score(metrics["best_f1"], metrics["best_f1_no_answer_threshold"])

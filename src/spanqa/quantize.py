@@ -1,0 +1,206 @@
+"""8-bit integers: a copy of a model that OpenVINO runs faster, and that is known not to have lost its answers.
+
+NNCF's post-training quantization, calibrated on the user's own passages; the floats stay beside the integers, so every
+other backend reads the folder as before. F1 is measured before and after, the no-answer threshold is fitted again, and a
+model that lost more than it may is not written.
+
+What it needs: pip install 'spanqa[quantize]'. It does not score: that is a function it is given.
+
+Source: NNCF, post-training quantization with SmoothQuant (https://arxiv.org/abs/2211.10438) for transformers.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spanqa.backends.base import BackendInfo, load_backend
+from spanqa.batches import Batch, pack
+from spanqa.checkpoint import FORMAT, Checkpoint, open_checkpoint, weight_files
+from spanqa.errors import BackendNotInstalledError, InputError, SpanQAError
+from spanqa.reader import Reader
+from spanqa.squad import Example, write_json
+from spanqa.windows import make_windows
+
+QUANTIZER = BackendInfo("quantize", "spanqa.quantize", ("nncf",), "quantize", ("int8",))
+INT8_MODEL = "openvino_int8.xml"
+
+
+class AccuracyLostError(SpanQAError, ValueError):
+    """The quantized model lost more F1 than it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
+
+    f1: float
+    no_answer_threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What was done and measured: goes into spanqa.json as "quantization"."""
+
+    engine: str
+    ffn_outputs: str
+    calibration_questions: int
+    measured_questions: int
+    data_sha256: str
+    f1_before: float
+    f1_after: float
+    no_answer_threshold: float | None
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    examples: Sequence[Example],
+    out: str | os.PathLike[str],
+    *,
+    score: Callable[[Reader, Sequence[Example]], Score],
+    data_sha256: str,
+    revision: str | None = None,
+    calibration_questions: int = 200,
+    most_f1_lost: float = 1.0,
+    progress: Callable[[str], None] | None = None,
+) -> Quantized:
+    """Write a copy of a model with an int8 graph beside its weights, and return what was measured.
+
+    The first `calibration_questions`, drawn by seed 0, show NNCF the range of the activations; the others measure. All matrix
+    products become int8; when that loses more than `most_f1_lost` points, the second layers of the feed-forward blocks, whose
+    activations have the largest outliers, stay in floats.
+
+    Raises:
+        AccuracyLostError: that, too, loses more; nothing is written.
+        InputError: there are too few questions, or `out` is there already.
+        BackendNotInstalledError: NNCF is not installed.
+    """
+    out = Path(out)
+    if out.exists():
+        raise InputError(f"{str(out)!r} is there already. Name a folder that is not.")
+    if len(examples) < 2 * calibration_questions:
+        raise InputError(
+            f"There are {len(examples)} questions; expected at least {2 * calibration_questions}, half to calibrate and half "
+            "to measure. Give more, or lower the number of calibration questions."
+        )
+    if not QUANTIZER.installed:
+        raise BackendNotInstalledError(
+            "Quantizing needs nncf, which is not installed. Install with: pip install 'spanqa[quantize]'"
+        )
+    tell = progress or (lambda _: None)
+    shuffled = random.Random(0).sample(list(examples), len(examples))
+    shown, measured = shuffled[:calibration_questions], shuffled[calibration_questions:]
+    tell("measuring the model as it is")
+    reader = Reader.load(model, backend="openvino", dtype="fp32", revision=revision)
+    checkpoint = reader.checkpoint
+    before = score(reader, measured)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        folder = Path(temporary) / out.name
+        _copy(checkpoint, folder)
+        for ffn_outputs in ("int8", "floats"):
+            tell(f"quantizing, feed-forward outputs in {ffn_outputs}")
+            engine = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
+            tell("measuring the quantized model")
+            after = score(_reader(folder), measured)
+            if before.f1 - after.f1 <= most_f1_lost:
+                break
+        else:
+            raise AccuracyLostError(
+                f"int8 takes F1 from {before.f1:.2f} to {after.f1:.2f}, more than the {most_f1_lost:g} points it may lose, also with "
+                "feed-forward outputs in floats. Nothing was written. Calibrate on more questions, or allow more."
+            )
+        done = Quantized(
+            engine=engine,
+            ffn_outputs=ffn_outputs,
+            calibration_questions=len(shown),
+            measured_questions=len(measured),
+            data_sha256=data_sha256,
+            f1_before=before.f1,
+            f1_after=after.f1,
+            no_answer_threshold=after.no_answer_threshold,
+        )
+        _write_settings(folder, checkpoint, done)
+        folder.rename(out)
+    return done
+
+
+def _copy(checkpoint: Checkpoint, folder: Path) -> None:
+    folder.mkdir()
+    names = ("config.json", "spanqa.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md")
+    extra = ("model.safetensors.index.json",)
+    for path in [*(checkpoint.path / name for name in (*names, *extra)), *weight_files(checkpoint.path)]:
+        if path.exists():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _reader(folder: Path) -> Reader:
+    checkpoint = open_checkpoint(folder)
+    backend, _ = load_backend("openvino", checkpoint, dtype="int8")
+    return Reader(checkpoint, backend)
+
+
+def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, keep_ffn_outputs: bool) -> str:
+    import nncf
+    import openvino
+
+    from spanqa.backends.openvino import build_graph
+
+    nncf.set_log_level("ERROR")
+    graph = build_graph(reader.checkpoint)
+    kept = _ffn_outputs(graph) if keep_ffn_outputs else []
+    batches = _batches(reader, examples)
+    with redirect_stdout(sys.stderr):  # NNCF draws its progress there
+        model = nncf.quantize(
+            graph,
+            nncf.Dataset(batches),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
+        )
+    openvino.save_model(model, folder / INT8_MODEL, compress_to_fp16=True)
+    return f"nncf {nncf.__version__}, openvino {openvino.__version__}"
+
+
+def _ffn_outputs(graph: Any) -> list[str]:
+    """The names of the matrix products that end the feed-forward blocks."""
+    found = []
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "MatMul":
+            weight = node.input_value(1).get_node()
+            while weight.get_type_name() == "Convert":
+                weight = weight.input_value(0).get_node()
+            if weight.get_friendly_name().startswith("layer.") and weight.get_friendly_name().endswith(
+                ".output.weight"
+            ):
+                found.append(node.get_friendly_name())
+    return found
+
+
+def _batches(reader: Reader, examples: Sequence[Example]) -> list[list[Any]]:
+    tokenizer = reader.checkpoint.tokenizer
+    batches = []
+    for example in examples:
+        question = tokenizer.encode(example.question)
+        for window in make_windows(
+            question, tokenizer.encode_passage(example.passage), tokenizer.layout, reader.windows
+        ):
+            batch = pack([[window]])
+            batches.append([getattr(batch, name) for name in Batch.__slots__])
+    return batches
+
+
+def _write_settings(folder: Path, checkpoint: Checkpoint, done: Quantized) -> None:
+    settings: dict[str, Any] = json.loads(json.dumps(dict(checkpoint.settings)))
+    settings |= {"format": FORMAT, "quantization": asdict(done)}
+    if done.no_answer_threshold is not None:
+        settings["answers"] = settings.get("answers", {}) | {"no_answer_threshold": done.no_answer_threshold}
+        settings["calibration"] = None  # it was fitted to other scores
+    write_json(folder / "spanqa.json", settings)

@@ -1,0 +1,181 @@
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spanqa.errors import DatasetError
+from spanqa.squad import Example, GoldAnswer, JsonObjectWriter, read_json, read_squad, read_text, write_json
+from strategies import nasty_texts
+
+PIER = "The pier was built by Anna Kestrel in 1891."
+BUILDER = {"id": "q1", "question": "Who built it?", "answers": [{"text": "Anna Kestrel", "answer_start": 22}]}
+LENGTH = {"id": "q2", "question": "How long is it?", "answers": [], "is_impossible": True, "cause": "E"}
+
+
+def squad(*qas: Any, **changes: Any) -> dict[str, Any]:
+    paragraph = {"context": PIER, "qas": list(qas)} | changes
+    return {"version": "v2.0", "data": [{"title": "Piers", "paragraphs": [paragraph]}]}
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_a_file_is_read_into_examples_in_its_order(tmp_path: Path) -> None:
+    examples = read_squad(write(tmp_path / "dev.json", squad(BUILDER, LENGTH)))
+    assert examples == [
+        Example("q1", "Who built it?", PIER, (GoldAnswer("Anna Kestrel", 22),), "Piers"),
+        Example("q2", "How long is it?", PIER, (), "Piers", "E"),
+    ]
+    assert examples[0].passage is examples[1].passage
+
+
+def test_a_gzipped_file_is_read_the_same(tmp_path: Path) -> None:
+    plain = write(tmp_path / "dev.json", squad(BUILDER, LENGTH))
+    (tmp_path / "dev.json.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_squad(tmp_path / "dev.json.gz") == read_squad(plain)
+
+
+def test_version_1_files_have_no_mark_of_the_impossible_and_may_number_their_questions(tmp_path: Path) -> None:
+    (example,) = read_squad(write(tmp_path / "dev.json", squad(BUILDER | {"id": 17})))
+    assert (example.id, len(example.answers)) == ("17", 1)
+
+
+def test_answers_of_an_impossible_question_do_not_count(tmp_path: Path) -> None:
+    """SQuAD 2.0 lists plausible ones apart; some files put them here."""
+    (example,) = read_squad(write(tmp_path / "dev.json", squad(BUILDER | {"is_impossible": True})))
+    assert example.answers == ()
+
+
+def test_a_missing_title_is_empty(tmp_path: Path) -> None:
+    data = squad(BUILDER)
+    del data["data"][0]["title"]
+    assert read_squad(write(tmp_path / "dev.json", data))[0].title == ""
+
+
+def test_the_mark_of_byte_order_is_dropped_and_line_ends_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert read_text(tmp_path / "a.txt") == "one\r\ntwo\rthree\n"
+
+
+def where(value: Any, message: str) -> Any:
+    return pytest.param(value, message, id=message[:40])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        where([], r'is not a SQuAD file: expected an object with a list under "data", found a list\.'),
+        where({"version": "2"}, r'expected an object with a list under "data", found an object without it\.'),
+        where({"data": {}}, r'expected an object with a list under "data", found an object without it\.'),
+        where({"data": []}, "holds no question"),
+        where(squad(), "holds no question"),
+        where({"data": [7]}, r"data\[0\]: expected an object, found a whole number"),
+        where({"data": [{}]}, r'data\[0\] lacks "paragraphs". SQuAD files have it; see docs/guide/evaluate.md'),
+        where({"data": [{"paragraphs": {}}]}, r'data\[0\]: "paragraphs" should be a list, found an object'),
+        where(squad(context=None), r'data\[0\].paragraphs\[0\]: "context" should be a string, found null'),
+        where(squad("who?"), r"data\[0\].paragraphs\[0\].qas\[0\]: expected an object, found a string"),
+        where(squad(BUILDER, BUILDER), "holds the question id 'q1' twice; ids must be unique"),
+        where(squad(BUILDER | {"id": True}), r'"id" should be a string or a whole number, found true or false'),
+        where(squad(BUILDER | {"question": ["x"]}), r'qas\[0\]: "question" should be a string, found a list'),
+        where(squad({"id": "q", "question": "?"}), r'qas\[0\] lacks "answers"'),
+        where(squad(BUILDER | {"answers": ["Anna"]}), r"qas\[0\].answers\[0\]: expected an object, found a string"),
+        where(squad(BUILDER | {"answers": [{"text": "Anna"}]}), r'answers\[0\] lacks "answer_start"'),
+        where(squad(BUILDER | {"answers": [{"text": "A", "answer_start": 1.5}]}), '"answer_start" should be a whole number'),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_squad_file_is_refused_with_the_place(data: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_squad(write(tmp_path / "dev.json", data))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{'data': []}", "is not JSON: Expecting property name .*line 1"),
+        (b"", "is not JSON: Expecting value"),
+        (b"[" * 100_000, "is not JSON that can be read: maximum recursion depth"),
+        (b"1" * 10_000, "is not JSON that can be read: Exceeds the limit"),
+        (b"\x1f\x8bnot gzip at all", r"is a damaged gzip file \("),
+        (gzip.compress(b"{}" * 99)[:-9], r"is a damaged gzip file \(.*Fetch or make it again"),
+        (gzip.compress(b"{}")[:-6] + b"\x00" * 6, r"is a damaged gzip file \(CRC check failed"),
+        (b"PK\x03\x04\x00\x00", "is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first"),
+        ("{\"a\": \"é\"}".encode("latin1"), "is not UTF-8: byte 0xe9 at position 7. Convert it first, .* iconv -f latin1"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DatasetError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"There is no file '.*nowhere.json'. Check the name, or give the full path"):
+        read_squad(tmp_path / "nowhere.json")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is a folder, not a file. Name the files in it"):
+        read_text(tmp_path)
+
+
+def test_a_name_that_no_system_can_hold_is_refused() -> None:
+    with pytest.raises(DatasetError, match=r"'x+' cannot be read: File name too long"):
+        read_text("x" * 5000)
+
+
+@pytest.mark.parametrize("path", ["a\x00b", "/dev/null/file"])
+def test_a_name_that_leads_nowhere_is_refused(path: str) -> None:
+    with pytest.raises(DatasetError, match="cannot be read: "):
+        read_text(path)
+
+
+# --- writing
+
+
+@settings(max_examples=25)
+@given(st.dictionaries(nasty_texts(4), st.one_of(nasty_texts(6), st.floats(allow_nan=False, allow_infinity=False))))
+def test_what_is_written_entry_by_entry_is_one_json_object(tmp_path: Path, entries: dict[str, Any]) -> None:
+    with JsonObjectWriter(tmp_path / "out.json") as out:
+        for key, value in entries.items():
+            out.write(key, value)
+    assert json.loads((tmp_path / "out.json").read_text("utf-8")) == entries
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    with JsonObjectWriter(tmp_path / "out.json") as out:
+        out.write("q1", "Anna")
+        assert not (tmp_path / "out.json").exists()
+    assert json.loads((tmp_path / "out.json").read_text()) == {"q1": "Anna"}
+
+
+def test_a_writer_left_by_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text("old")
+    with pytest.raises(RuntimeError, match="power cut"), JsonObjectWriter(tmp_path / "out.json") as out:
+        out.write("q1", "Anna")
+        raise RuntimeError("power cut")
+    assert (tmp_path / "out.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
+
+
+def test_a_writer_is_used_in_its_with_block(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="used outside its with block"):
+        JsonObjectWriter(tmp_path / "out.json").write("q1", "Anna")
+
+
+def test_numbers_that_json_does_not_have_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"), JsonObjectWriter(tmp_path / "out.json") as out:
+        out.write("q1", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_is_written_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "record.json", {"f1": 83.5, "model": "é"})
+    assert json.loads((tmp_path / "record.json").read_text("utf-8")) == {"f1": 83.5, "model": "é"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]
