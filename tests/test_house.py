@@ -3,11 +3,11 @@
 import ast
 import doctest
 import importlib
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,7 +16,7 @@ from spanqa.backends.base import BACKENDS
 
 SOURCE = Path(spanqa.__file__).parent
 TESTS = Path(__file__).parent
-FRAMEWORKS = ("torch", "transformers", "openvino", "jax", "tensorflow", "onnxruntime", "huggingface_hub", "ray")
+FRAMEWORKS = {"torch", "transformers", "openvino", "jax", "tensorflow", "onnxruntime", "nncf", "ray", "huggingface_hub"}
 CORE = [
     path
     for path in sorted([*SOURCE.glob("*.py"), *(SOURCE / "backends").glob("*.py")])
@@ -24,9 +24,9 @@ CORE = [
 ]
 Matched = set[tuple[str, int]]
 MODULES = [
-    name
-    for _, name, _ in pkgutil.walk_packages(spanqa.__path__, "spanqa.")
-    if name != "spanqa.__main__" and (BACKENDS["torch"].installed or "torch" not in name)
+    ".".join(("spanqa", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in sorted(SOURCE.rglob("*.py"))
+    if path.stem != "__main__"
 ]
 
 
@@ -52,35 +52,45 @@ def test_exported_names_are_sorted_and_all_there() -> None:
 
 def test_importing_spanqa_loads_no_framework_and_prints_nothing() -> None:
     loaded = loaded_by("import spanqa")
-    assert not loaded & {*FRAMEWORKS, "numpy", "tokenizers", "safetensors", "typer", "rich"}
+    assert not loaded & FRAMEWORKS | {"numpy", "tokenizers", "safetensors", "typer", "rich"}
 
 
 def test_importing_the_core_loads_no_framework() -> None:
     loaded = loaded_by("import spanqa.reader, spanqa.squad, spanqa.backends.base, spanqa.backends.numpy")
     assert "numpy" in loaded
-    assert not loaded & {*FRAMEWORKS, "typer", "rich"}
+    assert not loaded & FRAMEWORKS | {"typer", "rich"}
 
 
 def test_asking_with_numpy_loads_no_framework() -> None:
     loaded = loaded_by("import spanqa\nspanqa.Reader.load(backend='numpy').ask('Who?', 'Anna did.')")
-    assert not loaded & {*FRAMEWORKS, "typer", "rich"}
+    assert not loaded & FRAMEWORKS | {"typer", "rich"}
 
 
 def test_asking_with_openvino_loads_it_alone() -> None:
     loaded = loaded_by("import spanqa\nspanqa.Reader.load(backend='openvino').ask('Who?', 'Anna did.')")
-    assert loaded & {*FRAMEWORKS, "typer", "rich"} == {"openvino"}
+    assert loaded & FRAMEWORKS | {"typer", "rich"} == {"openvino"}
+
+
+def imported(name: str) -> ModuleType:
+    """The module; the test is skipped where a package that it needs is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("spanqa"):
+            raise
+        pytest.skip(f"{name} needs {error.name}, which is not installed")
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_are_true(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    failed, _ = doctest.testmod(imported(name))
     assert failed == 0
 
 
 def test_there_are_examples_in_docstrings() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    examples = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
-    assert len(examples) >= 4
+    names = ["spanqa.answers", "spanqa.batches", "spanqa.encoder", "spanqa.spans"]
+    assert all(any(test.examples for test in finder.find(importlib.import_module(name))) for name in names)
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
@@ -94,7 +104,7 @@ def test_a_core_module_says_what_it_is(path: Path) -> None:
 def raise_statements() -> Iterator[tuple[str, range]]:
     """File and lines of every statement in the core that raises an error with a message."""
     for path in CORE:
-        if "torch" in path.stem and not BACKENDS["torch"].installed:
+        if path.stem in BACKENDS and not BACKENDS[path.stem].installed:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.end_lineno):

@@ -1,0 +1,115 @@
+"""One contender of `side_by_side.py`, in a process (and, for transformers 4.57, an environment) of its own.
+
+Reads one JSON object a line: {"questions": [[question, context], ...]}. Answers {"seconds": s, "answers": [text, ...]}.
+Only the answering is timed, from texts to texts. It imports nothing that its kind does not need.
+"""
+
+import json
+import sys
+import time
+
+
+def transformers_pipeline(options):
+    """transformers 4.57's pipeline, with the settings of SQuAD 2.0."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+
+    torch.set_num_threads(options["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(options["model"], model_max_length=512)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    model = AutoModelForQuestionAnswering.from_pretrained(options["model"], dtype=torch.float32)
+    answer = pipeline("question-answering", model=model, tokenizer=tokenizer, device=-1)
+    settings = {"batch_size": options["batch_size"], "handle_impossible_answer": True, "max_answer_len": 30}
+
+    def run(questions):
+        texts, contexts = [q for q, _ in questions], [c for _, c in questions]
+        return [found["answer"] for found in answer(question=texts, context=contexts, **settings)]
+
+    return run
+
+
+def transformers_loop(options):
+    """A plain loop over transformers 5: pairs encoded, padded (to 384, or to the longest of 32), best span of each."""
+    import torch
+    from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+
+    torch.set_num_threads(options["threads"])
+    tokenizer = AutoTokenizer.from_pretrained(options["model"], model_max_length=512)
+    model = AutoModelForQuestionAnswering.from_pretrained(options["model"], dtype=torch.float32).eval()
+    padding = "max_length" if options["fixed"] else "longest"
+
+    def run(questions):
+        best = []
+        for i in range(0, len(questions), 32):
+            pairs = questions[i : i + 32]
+            batch = tokenizer(
+                [q for q, _ in pairs], [c for _, c in pairs], padding=padding, truncation="only_second", max_length=384,
+                stride=128, return_overflowing_tokens=True, return_offsets_mapping=True, return_tensors="pt",
+            )  # fmt: skip
+            owners, offsets = batch.pop("overflow_to_sample_mapping"), batch.pop("offset_mapping")
+            with torch.inference_mode():
+                output = model(**batch)
+            found = {}
+            for w, owner in enumerate(owners.tolist()):
+                passage = torch.tensor([s == 1 for s in batch.sequence_ids(w)])
+                start, end = (x[w].masked_fill(~passage, -1e4) for x in (output.start_logits, output.end_logits))
+                scores = (start[:, None] + end[None]).triu().tril(29)
+                scores[scores == 0] = -1e4
+                place = int(scores.argmax())
+                margin = float(scores.flatten()[place] - output.start_logits[w, 0] - output.end_logits[w, 0])
+                if margin > found.get(owner, (-1e9,))[0]:
+                    first, last = divmod(place, scores.shape[1])
+                    text = pairs[owner][1][int(offsets[w, first, 0]) : int(offsets[w, last, 1])]
+                    found[owner] = (margin, text if margin >= 0 else "")
+            best += [found[j][1] for j in range(len(pairs))]
+        return best
+
+    return run
+
+
+def spanqa_reader(options):
+    from spanqa import Reader
+
+    given = {name: options[name] for name in ("backend", "dtype", "layout", "threads") if options.get(name) is not None}
+    if given["backend"] in ("numpy", "jax"):
+        del given["threads"]
+    reader = Reader.load(options["model"], **given)
+    return lambda questions: [answer.text for answer in reader.ask_many(questions)]
+
+
+def matmul(options):
+    """The machine's own rate: torch.matmul of 2048 x 1024 x 4096, in GFLOP/s, as the only answer."""
+    import torch
+
+    torch.set_num_threads(options["threads"])
+    dtype = getattr(torch, options["dtype"])
+    a, b = torch.randn(2048, 1024).to(dtype), torch.randn(1024, 4096).to(dtype)
+
+    def run(_):
+        rates = []
+        for _ in range(15):
+            begin = time.perf_counter()
+            torch.matmul(a, b)
+            rates.append(2 * 2048 * 1024 * 4096 / (time.perf_counter() - begin) / 1e9)
+        return [str(sorted(rates)[len(rates) // 2])]
+
+    return run
+
+
+KINDS = {each.__name__: each for each in (transformers_pipeline, transformers_loop, spanqa_reader, matmul)}
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    run = KINDS[options["kind"]](options)
+    reply, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        questions = [tuple(pair) for pair in json.loads(line)["questions"]]
+        begin = time.perf_counter()
+        answers = run(questions)
+        print(json.dumps({"seconds": time.perf_counter() - begin, "answers": answers}), file=reply, flush=True)
+
+
+if __name__ == "__main__":
+    main()
