@@ -52,11 +52,12 @@ def tokens(least: int = 0, most: int = 80) -> st.SearchStrategy[Tokens]:
 
 
 def layouts() -> st.SearchStrategy[Layout]:
-    """BERT's layout and RoBERTa's."""
+    """BERT's layout, RoBERTa's, and one that has two tokens before the question and none behind the passage."""
     return st.sampled_from(
         [
             Layout(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1),
             Layout(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), question_type=0, passage_type=0),
+            Layout(((2, 0), (4, 0)), ((3, 1),), (), question_type=0, passage_type=1),
         ]
     )
 

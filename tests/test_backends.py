@@ -1,5 +1,8 @@
 """What every backend must do, over all that are installed and all families; `numpy` is the reference."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -399,6 +402,50 @@ def test_torch_takes_the_threads_it_is_given(checkpoint: Checkpoint, transformer
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_jax_leaves_threads_to_xla(checkpoint: Checkpoint, need: Callable[[str], None]) -> None:
+    need("jax")
+    with pytest.raises(BackendError, match=r"takes its threads from XLA.* start it on fewer cores"):
+        load_backend("jax", checkpoint, threads=1)
+
+
+def test_jax_compiles_once_for_all_batches_of_a_bucket(
+    load: Callable[..., Backend], tiny: Callable[..., Path], sample: Callable[[str], list[Window]]
+) -> None:
+    backend: Any = load("jax", tiny("bert"))
+    long, short, other, least = sample("bert")
+    for rows in ([long], [other], [long, short], [other, least], [long, long]):
+        backend.forward(pad(rows))
+    assert backend._run._cache_size() == 2  # one row, two rows
+
+
+def test_tensorflow_keeps_the_threads_it_has_started_with(
+    checkpoint: Checkpoint, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    backend_of("tensorflow").forward(pad(sample("bert")[:1]))
+    with pytest.raises(BackendError, match="threads is 3, but TensorFlow has computed in this process already"):
+        load_backend("tensorflow", checkpoint, threads=3)
+
+
+def test_tensorflow_takes_threads_where_nothing_has_used_it_and_writes_nothing(
+    checkpoint: Checkpoint, need: Callable[[str], None]
+) -> None:
+    need("tensorflow")
+    code = (
+        "import os, sys\n"
+        "from spanqa import Reader\n"
+        "reader = Reader.load(sys.argv[1], backend='tensorflow', dtype='fp32', threads=1)\n"
+        "reader.ask('Who built it?', 'Anna did.')\n"
+        "reader = Reader.load(sys.argv[1], backend='tensorflow', dtype='fp32', threads=1)\n"
+        "import tensorflow\n"
+        "print(tensorflow.config.threading.get_intra_op_parallelism_threads(), 'TF_CPP_MIN_LOG_LEVEL' in os.environ)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint.path)], capture_output=True, text=True, env=environment
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("1 False\n", "", 0)
 
 
 @every_backend

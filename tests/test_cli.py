@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
         (["ask", QUESTION, HARBOUR, "--backend", "numpy", "--dtype", "bf16"], "does not compute in bf16"),
         (["evaluate", HARBOUR], "is not JSON"),
         (["evaluate", EXAMPLES / "harbour.json", "--predictions", EXAMPLES / "harbour.json"], "harbour-1"),
-        (["evaluate", EXAMPLES / "harbour.json", "--out", HARBOUR], "cannot be made a folder"),
+        (["evaluate", EXAMPLES / "harbour.json", "--out", HARBOUR], "Name a folder that can be written to"),
     ],
 )
 def test_bad_input_fails_with_one_message(arguments: list[str | Path], message: str) -> None:

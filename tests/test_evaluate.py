@@ -238,7 +238,7 @@ def test_readings_do_not_pile_up(reader, monkeypatch):
     evaluate(
         reader(),
         EXAMPLES * 4,
-        progress=lambda done: alive.append(sum(isinstance(o, Reading) for o in gc.get_objects())),
+        progress=lambda done: alive.append(sum(type(o) is Reading for o in gc.get_objects())),
     )
     assert max(alive) <= 2
 

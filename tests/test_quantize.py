@@ -1,6 +1,7 @@
 """int8 copies: written when they keep F1, refused when they do not."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spanqa.errors import BackendError, BackendNotInstalledError, InputError
+from spanqa.errors import BackendError, BackendNotInstalledError, CheckpointError, InputError
 from spanqa.quantize import QUANTIZER, AccuracyLostError, Score, quantize
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
@@ -119,3 +120,11 @@ def test_without_nncf_the_way_to_install_it_is_told(tmp_path: Path, monkeypatch:
 def test_a_model_without_an_int8_graph_says_how_to_make_one() -> None:
     with pytest.raises(BackendError, match=r"holds no int8 graph \(openvino_int8.xml\)"):
         Reader.load(dtype="int8")
+
+
+def test_a_damaged_int8_graph_is_told(tmp_path: Path, mini: Reader) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(mini.checkpoint.path, folder)
+    (folder / "openvino_int8.xml").write_text("<net>")
+    with pytest.raises(CheckpointError, match=r"(?s)openvino_int8.xml' cannot be read: .* Quantize the model again"):
+        Reader.load(folder, dtype="int8")

@@ -1,4 +1,7 @@
+import random
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +160,26 @@ def test_the_memory_for_passages_is_bounded_and_the_least_used_goes_first(
     tokenizer.encode_passage(texts[2])  # twelve tokens: the second text goes
     assert tokenizer.encode_passage(texts[0]) is first
     assert tokenizer.encode_passage(texts[1]) is not second
+
+
+def test_several_threads_share_the_memory(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = open_checkpoint(tiny("bert")).tokenizer
+    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 12)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads come between any two steps
+
+    def read(seed: int) -> None:
+        letters = random.Random(seed)
+        for _ in range(1500):
+            text = " ".join(letters.choices("abc", k=2))
+            assert len(tokenizer.encode_passage(text)) == 2
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(read, range(4)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert tokenizer._cached_tokens == sum(map(len, tokenizer._passages.values())) <= 12
 
 
 def test_a_passage_longer_than_the_memory_is_kept_alone(

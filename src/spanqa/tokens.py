@@ -9,6 +9,7 @@ It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its 
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import tokenizers
@@ -81,6 +82,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._passages: OrderedDict[str, Tokens] = OrderedDict()
         self._cached_tokens = 0
+        self._lock = Lock()
         self.layout = _layout(tokenizer)
 
     @property
@@ -126,15 +128,17 @@ class Tokenizer:
 
     def encode_passage(self, text: str) -> Tokens:
         """Return the tokens of a passage, from memory when it was encoded lately."""
-        tokens = self._passages.get(text)
-        if tokens is None:
-            tokens = self.encode(text)
-            self._passages[text] = tokens
-            self._cached_tokens += len(tokens)
+        with self._lock:
+            if text in self._passages:
+                self._passages.move_to_end(text)
+                return self._passages[text]
+        tokens = self.encode(text)
+        with self._lock:
+            if text not in self._passages:  # another thread may have been faster
+                self._passages[text] = tokens
+                self._cached_tokens += len(tokens)
             while self._cached_tokens > _CACHED_TOKENS and len(self._passages) > 1:
                 self._cached_tokens -= len(self._passages.popitem(last=False)[1])
-        else:
-            self._passages.move_to_end(text)
         return tokens
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Protocol
 
@@ -86,11 +87,20 @@ class BackendInfo:
         return all(importlib.util.find_spec(package) is not None for package in self.packages)
 
 
+def package_version(package: str) -> str:
+    """Return the version of an installed package, by the name it is imported by (tensorflow may be tensorflow-cpu)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return version(packages_distributions()[package][0])
+
+
 BACKENDS: dict[str, BackendInfo] = {
     info.name: info
     for info in (
         BackendInfo("openvino", "spanqa.backends.openvino", ("openvino",), "", ("fp32", "bf16", "fp16", "int8")),
         BackendInfo("torch", "spanqa.backends.torch", ("torch", "transformers"), "torch", ("fp32", "bf16", "fp16")),
+        BackendInfo("onnx", "spanqa.backends.onnx", ("onnx", "onnxruntime"), "onnx", ("fp32", "fp16")),
         BackendInfo("jax", "spanqa.backends.jax", ("jax",), "jax", ("fp32", "bf16")),
         BackendInfo("tensorflow", "spanqa.backends.tensorflow", ("tensorflow",), "tensorflow", ("fp32", "bf16")),
         BackendInfo("numpy", "spanqa.backends.numpy", (), "", ("fp32",)),

@@ -17,8 +17,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-
 from spanqa.backends.base import chosen_layers, cpu_has_bf16
 from spanqa.batches import Batch, SpanLogits
 from spanqa.checkpoint import Checkpoint, load_weights
@@ -162,8 +160,11 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
     name = f"{name}:0" if name == "gpu" else name
     if name not in there:
         raise BackendError(f"Backend 'tensorflow' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    if dtype == "auto" and name != "cpu":
+        details = tf.config.experimental.get_device_details(gpus[there.index(name)])
+        dtype = "bf16" if details.get("compute_capability", (0, 0)) >= (8, 0) else "fp32"
     if dtype == "auto":
-        dtype = "bf16" if (_gpu_has_bf16(gpus[int(name[4:])]) if name != "cpu" else cpu_has_bf16()) else "fp32"
+        dtype = "bf16" if cpu_has_bf16() else "fp32"
     if threads is not None and threads != tf.config.threading.get_intra_op_parallelism_threads():
         try:
             tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -178,7 +179,3 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
     if name != "cpu" and dtype == "fp32":
         tf.config.experimental.enable_tensor_float_32_execution(False)  # it keeps 10 bits of 23
     return TensorFlowBackend(checkpoint, name, dtype)
-
-
-def _gpu_has_bf16(gpu: Any) -> bool:
-    return tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0)

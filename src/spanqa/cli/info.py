@@ -2,7 +2,6 @@
 
 import json
 import platform
-from importlib.metadata import version
 from typing import Any
 
 import typer
@@ -21,7 +20,7 @@ def info(
 ) -> None:
     """Show the backends, the model with its settings, and what would be used and why."""
     from spanqa import __version__
-    from spanqa.backends.base import BACKENDS
+    from spanqa.backends.base import BACKENDS, package_version
     from spanqa.checkpoint import weight_files
 
     reader = options.load_reader(
@@ -49,7 +48,7 @@ def info(
         "backends": {
             each.name: {
                 "installed": each.installed,
-                "versions": {package: version(package) for package in each.packages} if each.installed else {},
+                "versions": {package: package_version(package) for package in each.packages} if each.installed else {},
                 "dtypes": list(each.dtypes),
                 "install": f"pip install 'spanqa[{each.extra}]'" if each.extra else "comes with spanqa",
             }

@@ -12,12 +12,11 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from spanqa import __version__
-from spanqa.backends.base import BACKENDS
+from spanqa.backends.base import BACKENDS, package_version
 from spanqa.errors import DatasetError
 from spanqa.reader import Reader
 
@@ -29,7 +28,7 @@ def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["spanqa" if program.endswith("__main__.py") else Path(program).name, *arguments]),
         "versions": {"python": platform.python_version(), "spanqa": __version__}
-        | {name: version(name) for name in packages},
+        | {name: package_version(name) for name in packages},
     }
 
 

@@ -1,0 +1,212 @@
+"""ONNX Runtime: an ONNX graph built straight from the weights, no export, no second weight file, no torch.
+
+`OnnxOps` gives the encoder's array operations as graph nodes, so that `spanqa.encoder.span_logits` writes the graph.
+
+What it needs: pip install 'spanqa[onnx]'; for CUDA, onnxruntime-gpu in place of onnxruntime. What it costs: ONNX Runtime
+keeps the weights in a layout of its own, so that twice their size is in memory while it loads; the first call that asks
+for attention loads them once more. Its CPU kernels compute in float32 only: where the processor has bfloat16, openvino
+and torch are faster.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from spanqa.backends.base import chosen_layers
+from spanqa.batches import Batch, SpanLogits
+from spanqa.checkpoint import Checkpoint, load_weights
+from spanqa.encoder import span_logits
+from spanqa.errors import BackendError
+
+_FLOATS = {"fp32": np.float32, "fp16": np.float16}
+
+
+class OnnxOps:
+    """`spanqa.encoder.Ops` as nodes of an ONNX graph; an array is the name of its value.
+
+    ONNX's Attention takes and gives heads side by side, `[batch, token, hidden]`, so they are left so.
+    """
+
+    def __init__(self, heads: int, head_size: int, dtype: Any) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._heads = heads
+        self._scale = self._constant(head_size**-0.5, dtype)
+        self._lowest = self._constant(np.finfo(dtype).min, dtype)
+
+    def node(self, operator: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        name = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, domain=domain, **attributes))
+        return name
+
+    def _constant(self, value: Any, dtype: Any = np.int64) -> str:
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(value, dtype), name))
+        return name
+
+    def embed(self, table: str, ids: str) -> str:
+        return self.node("Gather", table, ids)
+
+    def shift(self, ids: str, offset: int) -> str:
+        return self.node("Add", ids, self._constant(offset, np.int32)) if offset else ids
+
+    def linear(self, x: str, weight: str, bias: str) -> str:
+        # ONNX's own MatMul has no transB, and Gemm takes matrices only.
+        return self.node("Add", self.node("FusedMatMul", x, weight, domain="com.microsoft", transB=1), bias)
+
+    def add(self, a: str, b: str) -> str:
+        return self.node("Add", a, b)
+
+    def layer_norm(self, x: str, weight: str, bias: str, eps: float) -> str:
+        return self.node("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+
+    def activate(self, x: str, name: str) -> str:
+        if name == "relu":
+            return self.node("Relu", x)
+        return self.node("Gelu", x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+    def split_heads(self, x: str, heads: int) -> str:
+        return x
+
+    def merge_heads(self, x: str) -> str:
+        return x
+
+    def same_window(self, window_index: str) -> str:
+        query, key = (self.node("Unsqueeze", window_index, self._constant(axes)) for axes in ([1, 3], [1, 2]))
+        return self.node("Equal", query, key)  # (batch, 1, query, key)
+
+    def attend(self, query: str, key: str, value: str, mask: str) -> str:
+        return self.node("Attention", query, key, value, mask, q_num_heads=self._heads, kv_num_heads=self._heads)
+
+    def attention(self, query: str, key: str, mask: str) -> str:
+        scores = self.node("MatMul", self._split(query), self.node("Transpose", self._split(key), perm=[0, 1, 3, 2]))
+        scores = self.node("Where", mask, self.node("Mul", scores, self._scale), self._lowest)
+        return self.node("Softmax", scores, axis=-1)  # (batch, head, query, key)
+
+    def mix(self, attention: str, value: str) -> str:
+        mixed = self.node("Transpose", self.node("MatMul", attention, self._split(value)), perm=[0, 2, 1, 3])
+        return self.node("Reshape", mixed, self._constant([0, 0, -1]))  # (batch, token, hidden)
+
+    def column(self, x: str, index: int) -> str:
+        return self.node("Gather", x, self._constant(index), axis=2)
+
+    def _split(self, x: str) -> str:
+        parts = self.node("Reshape", x, self._constant([0, 0, self._heads, -1]))
+        return self.node("Transpose", parts, perm=[0, 2, 1, 3])  # (batch, head, token, size)
+
+
+def build_graph(checkpoint: Checkpoint, weights: Mapping[str, NDArray[Any]], layers: Collection[int] = ()) -> bytes:
+    """Return the encoder as an ONNX file: four int32 inputs `[rows, cols]`, outputs start, end, attention by layer.
+
+    It names the weights and leaves them outside, since such a file holds 2 GB at most; they are computed with in the
+    type that they have.
+    """
+    config = checkpoint.encoder
+    ops = OnnxOps(config.heads, config.hidden_size // config.heads, weights["qa.bias"].dtype)
+    start, end, attentions = span_logits(
+        ops, {name: name for name in weights}, config, *Batch.__slots__, attention_layers=layers
+    )
+    outputs = [ops.node("Cast", x, to=TensorProto.FLOAT) for x in (start, end, *attentions.values())]
+    graph = helper.make_graph(
+        ops.nodes,
+        "spanqa",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, ["rows", "cols"]) for name in Batch.__slots__],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [*ops.constants, *(_outside(name, array) for name, array in weights.items())],
+    )
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]  # 23 is the first with Attention
+    # The version of the format is said: onnx would write its newest, which an older ONNX Runtime does not read.
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+
+
+def _outside(name: str, array: NDArray[Any]) -> TensorProto:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="memory")  # there is no such file: the session is given the arrays
+    return tensor
+
+
+class OnnxBackend:
+    """An ONNX Runtime session on one device; a second one, with attention, is made when it is first asked for."""
+
+    name = "onnx"
+
+    def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._checkpoint = checkpoint
+        self._threads = threads or _usable_processors()
+        # Few rows at a time, so that what one operation leaves is still in the cache when the next one reads it: 12 %.
+        self._tokens_at_once = self._threads * checkpoint.encoder.hidden_size // 2 if device == "cpu" else sys.maxsize
+        self._sessions: dict[tuple[int, ...], onnxruntime.InferenceSession] = {}
+        self._session(())
+
+    def _session(self, layers: tuple[int, ...]) -> onnxruntime.InferenceSession:
+        if layers not in self._sessions:
+            self._sessions = {key: value for key, value in self._sessions.items() if not key}  # keep one with attention
+            self._sessions[layers] = self._make_session(layers)
+        return self._sessions[layers]
+
+    def _make_session(self, layers: tuple[int, ...]) -> onnxruntime.InferenceSession:
+        dtype = _FLOATS[self.dtype]
+        weights = {name: array.astype(dtype, copy=False) for name, array in load_weights(self._checkpoint)}
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors
+        options.intra_op_num_threads = self._threads
+        # Idle threads sleep. Left to spin, they take the processor from whoever else works on it: twice the time.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)  # copied before the session is ready
+        provider: Any = "CPUExecutionProvider"
+        if self.device == "cpu":
+            # It would add and normalise in one operation, which is so slow that the whole takes 8 % longer.
+            options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+        else:
+            provider = ("CUDAExecutionProvider", {"device_id": self.device.partition(":")[2] or "0"})
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        graph = build_graph(self._checkpoint, weights, layers)
+        try:
+            session = onnxruntime.InferenceSession(graph, options, [provider], enable_fallback=False)
+        except Exception as error:  # its errors have no class in common
+            raise BackendError(
+                f"onnxruntime {onnxruntime.__version__} cannot run the model on {self.device}: {error} "
+                "Is it the newest, and does it find its libraries (for cuda: CUDA and cuDNN)?"
+            ) from error
+        session.disable_fallback()
+        return session
+
+    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+        layers = chosen_layers(attention, self._checkpoint.encoder.layers)
+        session = self._session(layers)
+        rows, cols = batch.shape
+        step = max(1, self._tokens_at_once // cols)
+        parts = [
+            session.run(None, {name: getattr(batch, name)[row : row + step] for name in Batch.__slots__})
+            for row in range(0, rows, step)
+        ]
+        start, end, *attentions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return SpanLogits(start, end, dict(zip(layers, attentions, strict=True)) if attention is not None else None)
+
+
+def _usable_processors() -> int:
+    """Left to itself, ONNX Runtime binds its threads to processors, and complains where it may not."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OnnxBackend:
+    """Make the backend; "auto" is the CPU, in float32."""
+    device = "cpu" if device == "auto" else device
+    there = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else [])]
+    if re.sub(r"^cuda:\d+$", "cuda", device) not in there:
+        raise BackendError(f"Backend 'onnx' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    if dtype == "fp16" and device == "cpu":
+        raise BackendError("Backend 'onnx' computes fp16 on the cpu only by converting it to fp32. Use fp32.")
+    onnxruntime.disable_telemetry_events()  # its builds for Windows send some
+    return OnnxBackend(checkpoint, device, "fp32" if dtype == "auto" else dtype, threads)
