@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SENTENCES
 
 from spanqa.backends.base import Backend, load_backend
 from spanqa.batches import Batch, pad
 from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint
 from spanqa.errors import BackendError
 from spanqa.windows import WindowSettings, make_windows
+from tiny import SENTENCES
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_one_session_with_attention_is_kept(module: Any, mini: Checkpoint, batch
 
 
 def test_fp16_on_the_cpu_is_refused(module: Any, tiny: Callable[..., Path]) -> None:
-    with pytest.raises(BackendError, match="computes fp16 on the cpu only by converting it to fp32. Use fp32"):
+    with pytest.raises(BackendError, match=r"computes fp16 on the cpu only by converting it to fp32\. Use fp32"):
         load_backend("onnx", open_checkpoint(tiny("bert")), dtype="fp16")
 
 
