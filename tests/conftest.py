@@ -6,6 +6,10 @@ SPANQA_DATA            a folder of question files (see CONTRIBUTING.md); the tes
 """
 
 import os
+
+# Before NumPy is imported: its threads spin as they wait, so that on a busy machine two are slower than one.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
