@@ -4,7 +4,7 @@
     squad.py   windows.py  batches.py   backends/    spans.py   answers.py
                tokens.py             (encoder.py, checkpoint.py)
     └──────────────────────────── reader.py ────────────────────────────┘
-        used by: pipelines.py, evaluate/, cli/
+        used by: pipelines.py, evaluate/, quantize.py, cli/
 
 Importing spanqa loads no framework: names are resolved when they are first used.
 """

@@ -1,12 +1,13 @@
 """TensorFlow: the encoder as one graph for every shape of batch.
 
-What it needs: pip install 'spanqa[tensorflow]'. What it costs: seconds to import TensorFlow, and 1 s to trace the graph
-at the first batch. Rows and columns of the graph are free, so that nothing is padded and no shape is compiled on its
-own: XLA (`jit_compile`) was slower on CPUs, and took 2 s more for every new shape.
+What it needs: pip install 'spanqa[tensorflow]'. What it costs: 4 s to import TensorFlow, and 1 s for a MiniLM or 2.5 s
+for a BERT-large to trace the graph at the first batch. Its rows and columns are free: nothing is padded, no shape is
+compiled on its own. XLA (`jit_compile`) was slower on CPUs, and took 2 s more for each new shape.
 
 Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on GPUs and
 processors that have it. TensorFlow settles some things for the whole process: `threads` can be set only before it has
-computed anything; GPU memory is taken as it is needed; and fp32 on a GPU switches its TensorFloat-32 off.
+computed anything; GPU memory is taken as it is needed; and fp32 on a GPU switches its TensorFloat-32 off. GPUs are
+unverified.
 """
 
 import os
@@ -29,10 +30,10 @@ _BANNERS = re.compile(rb"(WARNING: All log messages before absl|I0000 |To enable
 
 @contextmanager
 def _without_banners() -> Iterator[None]:
-    """Keep TensorFlow's information messages off standard error while it is imported.
+    """Keep TensorFlow's messages of information off standard error while it is imported.
 
-    Its environment variable is read during the import and stops most of them. The one on oneDNN heeds nothing, so what is
-    written meanwhile is held back, and passed on without those lines. Whoever sets the variable to 0 sees all.
+    Its environment variable, read at the import, stops most of them. The one on oneDNN heeds nothing: what is written
+    meanwhile is held back, and passed on without such lines. Whoever sets the variable to 0 sees all.
     """
     before = os.environ.get(_LOG_LEVEL)
     if before == "0" or "tensorflow" in sys.modules:
@@ -170,8 +171,8 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         except RuntimeError as error:
             raise BackendError(
-                f"threads is {threads}, but TensorFlow has computed in this process already, and its threads are settled by "
-                "then. Load this backend before anything uses TensorFlow, or leave threads out."
+                f"threads is {threads}, but TensorFlow has computed in this process already, and keeps the threads it has. "
+                "Load this backend before anything uses TensorFlow, or leave threads out."
             ) from error
     for gpu in gpus:  # all alike, which TensorFlow insists on
         with suppress(RuntimeError, ValueError):  # TensorFlow is in use, or its owner has divided the GPU: settled
