@@ -6,8 +6,7 @@ compiled on its own. XLA (`jit_compile`) was slower on CPUs, and took 2 s more f
 
 Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on GPUs and
 processors that have it. TensorFlow settles some things for the whole process: `threads` can be set only before it has
-computed anything; GPU memory is taken as it is needed; and fp32 on a GPU switches its TensorFloat-32 off. GPUs are
-unverified.
+computed anything; GPU memory is taken as it is needed; fp32 on a GPU switches TensorFloat-32 off. GPUs are unverified.
 """
 
 import os
@@ -25,7 +24,9 @@ from spanqa.encoder import span_logits
 from spanqa.errors import BackendError
 
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-_BANNERS = re.compile(rb"(WARNING: All log messages before absl|I0000 |To enable the following instructions).*\n")
+_BANNERS = re.compile(
+    rb"(?m)^(I\d{4} |\d{4}-\S+ \S+ I |WARNING: All log messages before absl|To enable the following).*\n"
+)
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def _without_banners() -> Iterator[None]:
     meanwhile is held back, and passed on without such lines. Whoever sets the variable to 0 sees all.
     """
     before = os.environ.get(_LOG_LEVEL)
-    if before == "0" or "tensorflow" in sys.modules:
+    if before == "0" or "tensorflow" in sys.modules or sys.stderr is None:
         yield
         return
     with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "wb") as screen:
@@ -121,15 +122,12 @@ class TensorFlowBackend:
         self.device = device
         self.dtype = dtype
         self._config = checkpoint.encoder
-        kind, _, index = device.upper().partition(":")
-        self._place = f"/{kind}:{index or 0}"
+        self._place = "/CPU:0" if device == "cpu" else f"/{device.upper()}"
         with tf.device(self._place):
-            self._weights = {
-                name: tf.constant(
-                    array, _DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else tf.float32
-                )
-                for name, array in load_weights(checkpoint)
-            }
+            self._weights = {}
+            for name, array in load_weights(checkpoint):
+                kind = _DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else tf.float32
+                self._weights[name] = tf.identity(tf.constant(array, kind))  # a constant alone keeps the array too
         self._graphs: dict[tuple[int, ...], Any] = {}
 
     def _graph(self, layers: tuple[int, ...]) -> Any:
@@ -139,16 +137,15 @@ class TensorFlowBackend:
             def run(*inputs: Any) -> Any:
                 return span_logits(ops, self._weights, self._config, *inputs, attention_layers=layers)
 
-            inputs = [tf.TensorSpec([None, None], tf.int32, name) for name in Batch.__slots__]
-            self._graphs[layers] = tf.function(run, input_signature=inputs, autograph=False)
+            signature = [tf.TensorSpec([None, None], tf.int32)] * len(Batch.__slots__)
+            self._graphs[layers] = tf.function(run, input_signature=signature, autograph=False)
         return self._graphs[layers]
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         layers = chosen_layers(attention, self._config.layers)
         with tf.device(self._place):
-            start, end, attentions = self._graph(layers)(
-                *(tf.constant(getattr(batch, name)) for name in Batch.__slots__)
-            )
+            inputs = [tf.constant(getattr(batch, name)) for name in Batch.__slots__]
+            start, end, attentions = self._graph(layers)(*inputs)
         found = {layer: attentions[layer].numpy() for layer in layers}
         return SpanLogits(start.numpy(), end.numpy(), found if attention is not None else None)
 
