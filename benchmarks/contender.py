@@ -1,7 +1,8 @@
 """One contender of `side_by_side.py`, in a process (and, for transformers 4.57, an environment) of its own.
 
 Reads one JSON object a line: {"questions": [[question, context], ...]}. Answers {"seconds": s, "answers": [text, ...]}.
-Only the answering is timed, from texts to texts. It imports nothing that its kind does not need.
+Only the answering is timed, from texts to texts; of a forward pass alone, only that. It imports nothing that its kind does
+not need.
 """
 
 import json
@@ -50,16 +51,18 @@ def transformers_loop(options):
             owners, offsets = batch.pop("overflow_to_sample_mapping"), batch.pop("offset_mapping")
             with torch.inference_mode():
                 output = model(**batch)
+                passage = (batch.token_type_ids == 1) & (batch.input_ids != tokenizer.sep_token_id)
+                start, end = (x.masked_fill(~passage, -1e4) for x in (output.start_logits, output.end_logits))
+                band = torch.ones(start.shape[1], start.shape[1], dtype=torch.bool).triu().tril(29)
+                scores = (start[:, :, None] + end[:, None]).masked_fill_(~band, -1e4).flatten(1)
+                places = scores.argmax(1)
+                margins = scores.gather(1, places[:, None])[:, 0] - output.start_logits[:, 0] - output.end_logits[:, 0]
             found = {}
-            for w, owner in enumerate(owners.tolist()):
-                passage = torch.tensor([s == 1 for s in batch.sequence_ids(w)])
-                start, end = (x[w].masked_fill(~passage, -1e4) for x in (output.start_logits, output.end_logits))
-                scores = (start[:, None] + end[None]).triu().tril(29)
-                scores[scores == 0] = -1e4
-                place = int(scores.argmax())
-                margin = float(scores.flatten()[place] - output.start_logits[w, 0] - output.end_logits[w, 0])
+            for w, (owner, place, margin) in enumerate(
+                zip(owners.tolist(), places.tolist(), margins.tolist(), strict=True)
+            ):
                 if margin > found.get(owner, (-1e9,))[0]:
-                    first, last = divmod(place, scores.shape[1])
+                    first, last = divmod(place, start.shape[1])
                     text = pairs[owner][1][int(offsets[w, first, 0]) : int(offsets[w, last, 1])]
                     found[owner] = (margin, text if margin >= 0 else "")
             best += [found[j][1] for j in range(len(pairs))]
@@ -69,13 +72,45 @@ def transformers_loop(options):
 
 
 def spanqa_reader(options):
+    """spanqa, by its public call."""
+    reader = _load(options)
+    return lambda questions: [answer.text for answer in reader.ask_many(questions)]
+
+
+def spanqa_forward(options):
+    """The forward pass of spanqa alone, over batches made beforehand; the answers are the seconds that it took."""
+    from spanqa.batches import pack, plan_batches
+    from spanqa.reader import BATCH_TOKENS
+    from spanqa.windows import make_windows
+
+    reader = _load(options)
+    tokenizer = reader.checkpoint.tokenizer
+
+    def run(questions):
+        windows = [
+            window
+            for question, context in questions
+            for window in make_windows(
+                tokenizer.encode(question), tokenizer.encode_passage(context), tokenizer.layout, reader.windows
+            )
+        ]
+        plan = plan_batches(list(map(len, windows)), reader.layout, BATCH_TOKENS)
+        batches = [pack([[windows[i] for i in row] for row in rows]) for rows in plan]
+        begin = time.perf_counter()
+        for batch in batches:
+            reader.backend.forward(batch)
+        return [str(time.perf_counter() - begin)]
+
+    return run
+
+
+def _load(options):
     from spanqa import Reader
 
     given = {name: options[name] for name in ("backend", "dtype", "layout", "threads") if options.get(name) is not None}
     if given["backend"] in ("numpy", "jax"):
         del given["threads"]
-    reader = Reader.load(options["model"], **given)
-    return lambda questions: [answer.text for answer in reader.ask_many(questions)]
+    return Reader.load(options["model"], **given)
 
 
 def matmul(options):
@@ -97,7 +132,9 @@ def matmul(options):
     return run
 
 
-KINDS = {each.__name__: each for each in (transformers_pipeline, transformers_loop, spanqa_reader, matmul)}
+KINDS = {
+    each.__name__: each for each in (transformers_pipeline, transformers_loop, spanqa_reader, spanqa_forward, matmul)
+}
 
 
 def main() -> None:
@@ -108,7 +145,10 @@ def main() -> None:
         questions = [tuple(pair) for pair in json.loads(line)["questions"]]
         begin = time.perf_counter()
         answers = run(questions)
-        print(json.dumps({"seconds": time.perf_counter() - begin, "answers": answers}), file=reply, flush=True)
+        seconds = time.perf_counter() - begin
+        if options["kind"] == "spanqa_forward":
+            seconds = float(answers.pop())
+        print(json.dumps({"seconds": seconds, "answers": answers}), file=reply, flush=True)
 
 
 if __name__ == "__main__":

@@ -399,14 +399,14 @@ def test_a_top_k_that_is_no_count_is_refused(mini: Reader, top_k: Any) -> None:
 def test_a_threshold_that_is_no_number_is_refused(mini: Reader, threshold: Any) -> None:
     with pytest.raises(InputError, match=rf"no_answer_threshold is {threshold!r}; expected a number"):
         mini.ask("Who?", PIER, threshold=threshold)
-    with pytest.raises(InputError, match="no_answer_threshold is"):
+    with pytest.raises(InputError, match=r"no_answer_threshold is"):
         list(mini.ask_many([("Who?", PIER)], threshold=threshold))
 
 
 def test_an_overlap_that_leaves_no_room_is_refused(mini: Reader) -> None:
     reader = mini.with_settings(windows=WindowSettings(64, overlap=60))
     with pytest.raises(
-        InputError, match="overlap is 60 tokens, but the question leaves room for only 59 passage tokens"
+        InputError, match=r"overlap is 60 tokens, but the question leaves room for only 59 passage tokens"
     ):
         reader.ask("Who?", PIER)
 
@@ -510,7 +510,7 @@ def test_a_reader_with_other_settings_leaves_the_first_as_it_was(mini: Reader) -
 
 
 def test_windows_longer_than_the_model_are_refused(mini: Reader) -> None:
-    with pytest.raises(InputError, match="max_seq_length is 513; this model reads at most 512 tokens"):
+    with pytest.raises(InputError, match=r"max_seq_length is 513; this model reads at most 512 tokens"):
         mini.with_settings(windows=WindowSettings(513))
 
 
@@ -613,3 +613,43 @@ def test_every_backend_gives_the_answers_of_openvino_to_real_questions(
 @given(text=nasty_texts())
 def test_a_passage_of_any_text_can_be_prepared(tiny_reader: Callable[..., Reader], text: str) -> None:
     assert tiny_reader("roberta").prepare(text).text == text
+
+
+# --- abstaining
+
+
+def test_no_answer_off_always_answers_and_on_takes_zero_where_nothing_is_stored(mini: Reader) -> None:
+    question = "Who was the king of Spain?"
+    assert not mini.ask(question, PIER)
+    forced = mini.ask(question, PIER, no_answer="off")
+    assert forced.text and forced.score < 0
+    assert [answer.text for answer in mini.ask_many([(question, PIER)], no_answer="off")] == [forced.text]
+    assert mini.rank(question, [PIER], no_answer="off")[0] == forced
+    stored = mini.with_settings(answers=AnswerSettings(no_answer_threshold=-math.inf))
+    assert stored.ask(question, PIER).text == forced.text
+    assert not stored.ask(question, PIER, no_answer="on")
+    strict = mini.with_settings(answers=AnswerSettings(no_answer_threshold=99.0))
+    assert not strict.ask("Who built the pier?", PIER, no_answer="on")
+
+
+def test_answers_below_the_least_probability_are_not_given(mini: Reader) -> None:
+    question = "Who built the pier?"
+    answer = mini.ask(question, PIER)
+    assert mini.ask(question, PIER, min_probability=answer.probability) == answer
+    nothing = mini.ask(question, PIER, min_probability=min(1.0, answer.probability + 1e-6))
+    assert (nothing.text, nothing.score) == ("", answer.score)
+    places = mini.rank(question, [PIER], no_answer="off", top_k=9)
+    least = places[1].probability
+    assert mini.rank(question, [PIER], no_answer="off", top_k=9, min_probability=least) == places[:2]
+
+
+def test_impossible_wishes_are_refused(mini: Reader) -> None:
+    with pytest.raises(InputError, match=r"no_answer is 'never'; expected one of auto, on, off"):
+        mini.ask("Who?", PIER, no_answer="never")  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"no_answer is 'off', so that nothing is below a threshold, but threshold is 2"
+    ):
+        mini.ask("Who?", PIER, no_answer="off", threshold=2)
+    for value in (-0.1, 1.1, "half"):
+        with pytest.raises(InputError, match=r"min_probability is .*; expected a number from 0 to 1"):
+            mini.ask("Who?", PIER, min_probability=value)  # type: ignore[arg-type]

@@ -14,8 +14,8 @@ It does not run the model; it is given its logits.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,38 @@ class AnswerSettings:
             raise InputError(f"max_answer_tokens is {self.max_answer_tokens!r}; expected a whole number, at least 1.")
         if not isinstance(self.no_answer_threshold, (int, float)) or math.isnan(self.no_answer_threshold):
             raise InputError(f"no_answer_threshold is {self.no_answer_threshold!r}; expected a number.")
+
+
+NoAnswer = Literal["auto", "on", "off"]
+"""Whether an answer may be empty: by the stored threshold; the same, or 0 where none was fitted; never."""
+
+
+def least_score(settings: AnswerSettings, no_answer: NoAnswer = "auto", threshold: float | None = None) -> float:
+    """Return the score from which on there is an answer: `threshold` where given, else what `no_answer` says.
+
+    Raises:
+        InputError: there is no such `no_answer`, or a threshold is given though it is off.
+    """
+    if no_answer not in get_args(NoAnswer):
+        raise InputError(f"no_answer is {no_answer!r}; expected one of {', '.join(get_args(NoAnswer))}.")
+    if no_answer == "off":
+        if threshold is not None:
+            raise InputError(
+                f"no_answer is 'off', so that nothing is below a threshold, but threshold is {threshold!r}. Give one of them."
+            )
+        return -math.inf
+    if threshold is not None:
+        return replace(settings, no_answer_threshold=threshold).no_answer_threshold
+    stored = settings.no_answer_threshold
+    return 0.0 if no_answer == "on" and stored == -math.inf else stored
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
+
+    f1: float
+    no_answer_threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +130,17 @@ class Ranking:
     best_score: float
     no_answer_probability: float
 
-    def above(self, threshold: float) -> list[Answer]:
-        """Return the answers that score at least the threshold."""
-        return [answer for answer in self.answers if answer.score >= threshold]
+    def above(self, threshold: float, min_probability: float = 0.0) -> list[Answer]:
+        """Return the answers that score at least the threshold and are at least so probable."""
+        return [
+            answer for answer in self.answers if answer.score >= threshold and answer.probability >= min_probability
+        ]
 
-    def best(self, threshold: float) -> Answer:
-        """Return the best answer, or no answer when it scores below the threshold."""
-        if self.answers and self.best_score >= threshold:
-            return self.answers[0]
+    def best(self, threshold: float, min_probability: float = 0.0) -> Answer:
+        """Return the best answer, or no answer when it scores below the threshold or is less probable."""
+        chosen = self.above(threshold, min_probability)[:1]
+        if chosen and chosen[0] is self.answers[0]:
+            return chosen[0]
         return Answer("", None, None, self.best_score, self.no_answer_probability, self.no_answer_probability)
 
 

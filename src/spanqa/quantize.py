@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spanqa.answers import Score
 from spanqa.backends.base import BackendInfo, load_backend
 from spanqa.batches import Batch, pack
 from spanqa.checkpoint import FORMAT, Checkpoint, open_checkpoint, weight_files
@@ -35,14 +36,6 @@ INT8_MODEL = "openvino_int8.xml"
 
 class AccuracyLostError(SpanQAError, ValueError):
     """The quantized model lost more F1 than it may."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
-
-    f1: float
-    no_answer_threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)

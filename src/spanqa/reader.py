@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places
+from spanqa.answers import Answer, AnswerSettings, Calibration, NoAnswer, Ranking, least_score, rank_places
 from spanqa.backends.base import Backend, load_backend, preferred_layout
 from spanqa.backends.replicas import Replicas
 from spanqa.batches import PADDING, Batch, BatchLayout, SpanLogits, pack, plan_batches
@@ -68,10 +68,8 @@ class Reader:
         self.backend = backend
         self.layout: BatchLayout = layout or preferred_layout(backend)
         self.reason = reason
-        windows = _section(checkpoint, "windows", WindowSettings)
-        self.windows = replace(windows, max_seq_length=min(windows.max_seq_length, checkpoint.max_seq_length))
-        self.answers = _section(checkpoint, "answers", AnswerSettings)
-        self.calibration = _section(checkpoint, "calibration", Calibration)
+        stored = stored_settings(checkpoint)
+        self.windows, self.answers, self.calibration = stored.windows, stored.answers, stored.calibration
 
     @classmethod
     def load(
@@ -119,31 +117,46 @@ class Reader:
             )
         return other
 
-    def ask(self, question: str, passage: str | Passage, *, threshold: float | None = None) -> Answer:
+    def ask(
+        self,
+        question: str,
+        passage: str | Passage,
+        *,
+        threshold: float | None = None,
+        no_answer: NoAnswer = "auto",
+        min_probability: float = 0.0,
+    ) -> Answer:
         """Return the words of the passage that answer the question, or an answer whose text is "".
 
-        `threshold`, on the score, is the stored one when None.
+        `threshold`, on the score, is the stored one when None. `no_answer="off"` always answers; "on" takes 0 where no
+        threshold is stored. An answer less probable than `min_probability` is not given.
 
         Raises:
-            InputError: the question or the passage is empty, or not a string.
+            InputError: the question or the passage is empty, or not a string; `no_answer` or `min_probability` is impossible.
             QuestionTooLongError: the question leaves no room for the passage.
         """
         prepared = self.prepare(passage)
         if not prepared.text.strip():
             raise InputError("The passage is empty: there is nothing to read. Give a text that may hold the answer.")
-        return self.decode(next(self.forward([(question, [prepared])]))).best(self._threshold(threshold))
+        least = self._least(threshold, no_answer, min_probability)
+        return self.decode(next(self.forward([(question, [prepared])]))).best(*least)
 
     def ask_many(
-        self, pairs: Iterable[tuple[str, str | Passage]], *, threshold: float | None = None
+        self,
+        pairs: Iterable[tuple[str, str | Passage]],
+        *,
+        threshold: float | None = None,
+        no_answer: NoAnswer = "auto",
+        min_probability: float = 0.0,
     ) -> Iterator[Answer]:
         """Yield an answer for each (question, passage), in order, as the stream comes in; memory stays bounded.
 
-        An empty passage is answered "no answer"; it does not stop the stream.
+        An empty passage is answered "no answer"; it does not stop the stream. The rest is as in `ask`.
 
         Raises:
             InputError: as `ask`, for an empty or too long question; the message says which pair it was.
         """
-        least = self._threshold(threshold)
+        least = self._least(threshold, no_answer, min_probability)
         taken, question = 0, ""
 
         def questions() -> Iterator[tuple[str, list[str | Passage]]]:
@@ -154,7 +167,7 @@ class Reader:
 
         try:
             for reading in self.forward(questions()):
-                yield self.decode(reading).best(least)
+                yield self.decode(reading).best(*least)
         except InputError as error:  # pairs are checked as they are taken, so it is the last
             raise type(error)(f"Pair {taken} ({question!r:.60}): {error}") from None
 
@@ -165,10 +178,13 @@ class Reader:
         top_k: int = 5,
         *,
         threshold: float | None = None,
+        no_answer: NoAnswer = "auto",
+        min_probability: float = 0.0,
     ) -> list[Answer]:
         """Return the best places of all passages, best first: distinct, non-overlapping, and on one scale.
 
-        [] when all score below the threshold. A passage given twice is read once, under its first index.
+        [] when all score below the threshold. A passage given twice is read once, under its first index. The rest is as in
+        `ask`.
 
         Raises:
             InputError: `top_k` is below 1, or the question is empty or not a string.
@@ -176,8 +192,9 @@ class Reader:
         if not isinstance(top_k, int) or top_k < 1:
             raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
         given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
+        least = self._least(threshold, no_answer, min_probability)
         reading = next(self.forward([(question, given)]))
-        return self.decode(reading, top_k=top_k).above(self._threshold(threshold))
+        return self.decode(reading, top_k=top_k).above(*least)
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
         """Encode a passage, to ask several questions of it; a `Passage` is returned as it is.
@@ -268,9 +285,11 @@ class Reader:
             reading.passages, reading.logits, top_k=top_k, settings=self.answers, calibration=self.calibration
         )
 
-    def _threshold(self, threshold: float | None) -> float:
-        settings = self.answers if threshold is None else replace(self.answers, no_answer_threshold=threshold)
-        return settings.no_answer_threshold
+    def _least(self, threshold: float | None, no_answer: NoAnswer, min_probability: float) -> tuple[float, float]:
+        """The least score and the least probability of an answer."""
+        if not (isinstance(min_probability, (int, float)) and 0 <= min_probability <= 1):
+            raise InputError(f"min_probability is {min_probability!r}; expected a number from 0 to 1.")
+        return least_score(self.answers, no_answer, threshold), min_probability
 
 
 def _finish(items: list[Item], running: list[Running]) -> Iterator[Reading]:
@@ -285,6 +304,29 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"The {name} should be a text (str), got {type(value).__name__}: {value!r:.60}")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSettings:
+    """The settings that a checkpoint carries in spanqa.json, or the defaults where it is silent."""
+
+    windows: WindowSettings
+    answers: AnswerSettings
+    calibration: Calibration
+
+
+def stored_settings(checkpoint: Checkpoint) -> StoredSettings:
+    """Read the settings of a checkpoint; windows are no longer than the model can read.
+
+    Raises:
+        CheckpointError: a section has unknown fields or impossible values.
+    """
+    windows = _section(checkpoint, "windows", WindowSettings)
+    return StoredSettings(
+        replace(windows, max_seq_length=min(windows.max_seq_length, checkpoint.max_seq_length)),
+        _section(checkpoint, "answers", AnswerSettings),
+        _section(checkpoint, "calibration", Calibration),
+    )
 
 
 def _section(checkpoint: Checkpoint, name: str, kind: type[Settings]) -> Settings:

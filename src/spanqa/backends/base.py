@@ -72,7 +72,7 @@ class BackendInfo:
     """What is known of a backend without loading it.
 
     `module` and `function` make it; `packages` are what it imports; `extra` is how pip names them together ("" is the
-    base installation). `dtypes` are those it can be asked for.
+    base installation). `dtypes` and `devices` are those it can be asked for, where the machine has them.
     """
 
     name: str
@@ -80,6 +80,12 @@ class BackendInfo:
     packages: tuple[str, ...]
     extra: str
     dtypes: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
+
+    @property
+    def architectures(self) -> str:
+        """The model types that it runs."""
+        return "all of transformers" if self.name == "torch" else ", ".join(FAMILIES)
 
     @property
     def installed(self) -> bool:
@@ -98,11 +104,22 @@ def package_version(package: str) -> str:
 BACKENDS: dict[str, BackendInfo] = {
     info.name: info
     for info in (
-        BackendInfo("openvino", "spanqa.backends.openvino", ("openvino",), "", ("fp32", "bf16", "fp16", "int8")),
-        BackendInfo("torch", "spanqa.backends.torch", ("torch", "transformers"), "torch", ("fp32", "bf16", "fp16")),
-        BackendInfo("onnx", "spanqa.backends.onnx", ("onnx", "onnxruntime"), "onnx", ("fp32", "fp16")),
-        BackendInfo("jax", "spanqa.backends.jax", ("jax",), "jax", ("fp32", "bf16")),
-        BackendInfo("tensorflow", "spanqa.backends.tensorflow", ("tensorflow",), "tensorflow", ("fp32", "bf16")),
+        BackendInfo(
+            "openvino", "spanqa.backends.openvino", ("openvino",), "", ("fp32", "bf16", "fp16", "int8"), ("cpu", "gpu")
+        ),
+        BackendInfo(
+            "torch",
+            "spanqa.backends.torch",
+            ("torch", "transformers"),
+            "torch",
+            ("fp32", "bf16", "fp16"),
+            ("cpu", "cuda", "mps"),
+        ),
+        BackendInfo("onnx", "spanqa.backends.onnx", ("onnx", "onnxruntime"), "onnx", ("fp32", "fp16"), ("cpu", "cuda")),
+        BackendInfo("jax", "spanqa.backends.jax", ("jax",), "jax", ("fp32", "bf16"), ("cpu", "gpu", "tpu")),
+        BackendInfo(
+            "tensorflow", "spanqa.backends.tensorflow", ("tensorflow",), "tensorflow", ("fp32", "bf16"), ("cpu", "gpu")
+        ),
         BackendInfo("numpy", "spanqa.backends.numpy", (), "", ("fp32",)),
     )
 }

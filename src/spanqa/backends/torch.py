@@ -142,7 +142,7 @@ def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """Make the backend. "auto" is the GPU where there is one, in bfloat16 where it has it; see `_auto_dtype` for CPUs.
+    """Make the backend. "auto" is the GPU where there is one, in bfloat16 where it has it; see `auto_dtype` for CPUs.
 
     `threads` sets torch's number for the whole process.
     """
@@ -150,7 +150,7 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     _check_device(device)
     if dtype == "auto":
-        dtype = _auto_dtype(device)
+        dtype = auto_dtype(device)
     if dtype == "fp16" and torch.device(device).type == "cpu":
         raise BackendError(
             "Backend 'torch' computes fp16 on the cpu only by emulation, far slower than fp32. Use bf16 or fp32."
@@ -183,7 +183,7 @@ def _check_device(device: str) -> None:
         raise BackendError(f"Backend 'torch' sees no device {device!r} here. It sees: {', '.join(there)}.")
 
 
-def _auto_dtype(device: str) -> str:
+def auto_dtype(device: str) -> str:
     """bf16 where the processor multiplies it natively, else fp32."""
     kind = torch.device(device).type
     if kind == "cuda":

@@ -7,6 +7,8 @@ from spanqa.cli.check import check
 from spanqa.cli.evaluate import evaluate
 from spanqa.cli.info import info
 from spanqa.cli.quantize import quantize
+from spanqa.cli.train import train
+from spanqa.cli.tune import tune
 
 app = typer.Typer(
     name="spanqa",
@@ -17,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, evaluate, check, quantize, info):
+for verb in (ask, evaluate, train, tune, check, quantize, info):
     app.command()(verb)
 
 

@@ -24,6 +24,8 @@ def ask(
     threshold: Annotated[
         float | None, typer.Option(help="Answer only from this score on; the model's setting by default.")
     ] = None,
+    no_answer: options.NoAnswer = "auto",
+    min_probability: options.MinProbability = 0.0,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -39,6 +41,8 @@ def ask(
 
     Prints the answer with its probability and the sentence around it, or that the text does not hold it.
     """
+    from spanqa.answers import least_score
+
     texts = _read(files or [])
     reader = options.load_reader(
         model=model,
@@ -51,10 +55,10 @@ def ask(
         overlap=overlap,
         max_answer_tokens=max_answer_tokens,
     )
+    least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
     passages = [reader.prepare(text, source) for source, text in texts]
     ranking = reader.decode(next(reader.forward([(question, passages)])), top_k=top_k)
-    least = reader.answers.no_answer_threshold if threshold is None else threshold
-    answers = ranking.above(least) or [ranking.best(least)]
+    answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
     if as_json:
         for answer in answers:
             typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))

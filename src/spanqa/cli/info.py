@@ -49,7 +49,9 @@ def info(
             each.name: {
                 "installed": each.installed,
                 "versions": {package: package_version(package) for package in each.packages} if each.installed else {},
+                "devices": list(each.devices),
                 "dtypes": list(each.dtypes),
+                "architectures": each.architectures,
                 "install": f"pip install 'spanqa[{each.extra}]'" if each.extra else "comes with spanqa",
             }
             for each in BACKENDS.values()
@@ -81,10 +83,13 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"[bold]{name}[/bold]")
         console.print(grid)
         console.print()
-    table = Table("backend", "installed", "dtypes", "how to install", box=None, padding=(0, 2))
+    table = Table("backend", "installed", "devices", "dtypes", "how to install", box=None, padding=(0, 2))
     for name, each in facts["backends"].items():
         there = ", ".join(f"{package} {number}" for package, number in each["versions"].items()) or "yes"
-        table.add_row(name, there if each["installed"] else "no", ", ".join(each["dtypes"]), escape(each["install"]))
+        cells = (", ".join(each[key]) for key in ("devices", "dtypes"))
+        table.add_row(name, there if each["installed"] else "no", *cells, escape(each["install"]))
     console.print(table)
+    everything = facts["backends"]["torch"]["architectures"]
+    console.print(f"\n[bold]architectures[/bold]  {facts['backends']['numpy']['architectures']}; torch: {everything}")
     use = facts["would use"]
     console.print(f"\nUses [bold]{use['backend']}[/bold] on {use['device']} in {use['dtype']}: {use['because']}.")

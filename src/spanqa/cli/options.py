@@ -20,6 +20,10 @@ Overlap = Annotated[
     int | None, typer.Option(help="Passage tokens that neighbouring windows share (doc_stride in transformers).")
 ]
 MaxAnswerTokens = Annotated[int | None, typer.Option(help="The longest answer; the model's setting by default.")]
+NoAnswer = Annotated[
+    str, typer.Option(help="auto: by the model's threshold; on: the same, or 0 where it has none; off: always answer.")
+]
+MinProbability = Annotated[float, typer.Option(min=0, max=1, help="Give no answer that is less probable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -1,19 +1,13 @@
 """`spanqa quantize`: an int8 copy of a model."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from spanqa.cli import options
-
-if TYPE_CHECKING:
-    from spanqa.quantize import Score
-    from spanqa.reader import Reader
-    from spanqa.squad import Example
 
 
 def quantize(
@@ -31,6 +25,7 @@ def quantize(
 
     from rich.console import Console
 
+    from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
     from spanqa.quantize import quantize as quantize_model
     from spanqa.squad import read_squad
@@ -43,7 +38,7 @@ def quantize(
             model,
             examples,
             out,
-            score=_score,
+            score=score,
             data_sha256=describe_file(data)["sha256"],
             revision=revision,
             calibration_questions=calibration_questions,
@@ -57,13 +52,3 @@ def quantize(
         f"{out}: F1 {done.f1_before:.2f} in fp32, {done.f1_after:.2f} in int8, on {done.measured_questions} questions"
     )
     typer.echo(f"feed-forward outputs in {done.ffn_outputs}; use it with: --model {out} --dtype int8")
-
-
-def _score(reader: "Reader", examples: "Sequence[Example]") -> "Score":
-    from spanqa.evaluate import evaluate
-    from spanqa.quantize import Score
-
-    metrics = evaluate(reader, examples)["reader"]
-    if "NoAns_total" not in metrics:
-        return Score(metrics["f1"], None)
-    return Score(metrics["best_f1"], metrics["best_f1_no_answer_threshold"])

@@ -17,7 +17,7 @@ from spanqa.evaluate.metrics import (
     summarize,
 )
 from spanqa.evaluate.official import Candidate, Decision, OfficialSettings, official_answer
-from spanqa.evaluate.run import evaluate, score_file
+from spanqa.evaluate.run import evaluate, score, score_file
 
 __all__ = [
     "Candidate",
@@ -30,6 +30,7 @@ __all__ = [
     "normalize_answer",
     "official_answer",
     "question_scores",
+    "score",
     "score_file",
     "score_question",
     "score_squad",

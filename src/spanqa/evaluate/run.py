@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from spanqa.answers import Score
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import (
     Missing,
@@ -83,7 +84,7 @@ def evaluate(
     by_reader: list[QuestionScore] = []
     with ExitStack() as stack:
         write = _open_files(stack, Path(out), rule) if out is not None else None
-        for done, (example, reading) in enumerate(_read(reader, examples), 1):
+        for done, (example, reading) in enumerate(read_all(reader, examples), 1):
             decision = official_answer(reading.passages[0], reading.logits[0], official, rule)
             no_answer = decision.no_answer_probability if rule == "squad_v2" else None
             by_rule.append(score_question(example, decision.text, no_answer))
@@ -94,6 +95,18 @@ def evaluate(
             if progress:
                 progress(done)
     return {"metrics": summarize(by_rule), "reader": _of_reader(by_reader, threshold), "settings": settings}
+
+
+def score(reader: Reader, examples: Sequence[Example]) -> Score:
+    """Return F1 at the threshold that is best on these examples, and that threshold.
+
+    Where every question has an answer there is nothing to abstain from: F1 is then that of the best place of each, and
+    there is no threshold.
+    """
+    if all(example.answers for example in examples):
+        return Score(evaluate(reader, examples, threshold=-math.inf)["reader"]["f1"], None)
+    metrics = evaluate(reader, examples)["reader"]
+    return Score(metrics["best_f1"], metrics["best_f1_no_answer_threshold"])
 
 
 def score_file(
@@ -127,7 +140,7 @@ def score_file(
     return {"metrics": metrics, "settings": settings}
 
 
-def _read(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[Example, Reading]]:
+def read_all(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[Example, Reading]]:
     """Yield each example with what the model made of it; errors are told with the id of the question."""
     taken: deque[Example] = deque()  # those that the reader has asked for and not yet answered
 

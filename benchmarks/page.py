@@ -1,0 +1,115 @@
+"""The benchmark page of the documentation, made from the JSON under benchmarks/results.
+
+python benchmarks/page.py        # writes docs/benchmarks.md; a test sees that it is up to date
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+INTRODUCTION = """# Benchmarks
+
+<!-- made by benchmarks/page.py from benchmarks/results/*.json; do not edit -->
+
+Every figure here was measured by the command beside it, and lies as JSON under `benchmarks/results`. What is compared ran
+interleaved in one run, on the same questions, at equal threads and with the same weights; *x pipeline* is against
+transformers 4.57.6's `pipeline("question-answering")` at its best batch size in that run, which computes in fp32. *GFLOP/s* count
+useful tokens only: what a contender computes on padding, or twice, counts against it. *Of matmul* is that rate as a share of
+`torch.matmul` (2048 x 1024 x 4096, same dtype and threads) in the same run.
+"""
+
+SIDE_BY_SIDE = (
+    (
+        "side-by-side.spanqa-mini",
+        "## Questions of SQuAD 2.0, as they stand in the file",
+        "End to end, from texts to answers. Questions on one paragraph follow each other in the file, which is kind to every contender "
+        "that pads batches in the order of arrival.",
+    ),
+    (
+        "side-by-side.random-order",
+        "## The same in random order",
+        "Questions as they come from users. Batches of the pipeline then hold windows of all lengths, padded to the longest; spanqa "
+        "sorts, and loses nothing.",
+    ),
+    (
+        "side-by-side.long-texts",
+        "## Many questions on long texts",
+        "The pages of TimeQA over 8,000 words, with questions of their own and of other pages. The pipeline encodes each page anew "
+        "for every question; spanqa encodes it once. F1 is low for all: the model was not trained on such pages.",
+    ),
+    (
+        "side-by-side.bert-large-shape",
+        "## The shape of BERT-large",
+        "24 layers of 1,024, random weights: speed only.",
+    ),
+)
+
+COLUMNS = (
+    ("questions/s", "questions_per_s", ".1f"),
+    ("x pipeline", "times_best_pipeline", ".2f"),
+    ("GFLOP/s", "gflop_per_s", ".0f"),
+    ("of matmul", "share_of_matmul", ".0%"),
+    ("F1", "f1", ".2f"),
+)
+
+
+def render() -> str:
+    """Return the page."""
+    parts = [INTRODUCTION]
+    for name, title, text in SIDE_BY_SIDE:
+        record = read(name)
+        if record is not None:
+            parts += [f"{title}\n\n{text}\n", side_by_side(record), origin(record, name)]
+    record = read("training-speed")
+    if record is not None:
+        parts += [training(record), origin(record, "training-speed")]
+    return "\n".join(parts)
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """Return a record, or None where that run was not made."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def side_by_side(record: dict[str, Any]) -> str:
+    shown = [column for column in COLUMNS if any(column[1] in row for row in record["rows"].values())]
+    lines = ["| | " + " | ".join(head for head, _, _ in shown) + " |", "|---|" + "--:|" * len(shown)]
+    for name, row in record["rows"].items():
+        cells = [format(row[key], form) if key in row else "" for _, key, form in shown]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    compiled = [
+        f"{name}: {row['first_pass_seconds']:.0f} s for the first pass over all questions, compiling included, "
+        f"{record['questions'] / row['questions_per_s']:.0f} s for the second."
+        for name, row in record["rows"].items()
+        if "first_pass_seconds" in row
+    ]
+    return "\n".join([*lines, "", *compiled, *([""] if compiled else [])])
+
+
+def training(record: dict[str, Any]) -> str:
+    lines = [
+        "## Training\n",
+        f"One step each in turn, on the same windows of SQuAD 2.0's training questions in random order "
+        f"({record['useful_tokens_per_window']:.0f} tokens on average), {record['batch_size']} windows a step, {record['dtype']}.\n",
+        "| | windows/s | flat is faster by |",
+        "|---|--:|--:|",
+    ]
+    for name, row in record["rows"].items():
+        lines.append(f"| {name} | {row['windows_per_s']:.1f} | {row['flat_is_faster_by']:.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def origin(record: dict[str, Any], name: str) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    counted = f"{record['questions']:,} questions, {record['windows']:,} windows. " if "questions" in record else ""
+    made = f"{counted}{record['threads']} threads; {record['processor']}; {versions}."
+    return f"`{record['command']}`\n\n{made} Record: `benchmarks/results/{name}.json`.\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), "utf-8")

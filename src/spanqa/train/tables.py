@@ -1,0 +1,216 @@
+"""Labelled questions from the files people have them in: SQuAD JSON, JSONL, CSV, Parquet, Hugging Face datasets folders.
+
+Columns are found by the names in use: question; context or passage; answer, answers or text; start or answer_start; id;
+title. An answer may be a text, a list of texts, an object with text and start, a list of such, or SQuAD's
+{"text": [...], "answer_start": [...]}; in CSV, a list or an object is written as JSON. An empty answer means that the
+passage does not hold one. It does not hold answers against passages: that is `spanqa.train.labels`.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from spanqa.errors import BackendNotInstalledError, DatasetError
+from spanqa.squad import read_squad, read_text
+from spanqa.train.labels import Label, Labelled, as_labelled
+
+_NAMES = {
+    "question": ("question", "query"),
+    "passage": ("context", "passage", "document"),
+    "answer": ("answers", "answer", "answer_text", "text"),
+    "start": ("answer_start", "start", "start_char"),
+    "id": ("id", "qid", "question_id"),
+    "title": ("title",),
+}
+
+
+def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
+    """Yield the questions of a file or folder, by its kind.
+
+    .json (SQuAD), .jsonl, .csv, .tsv (all may be gzip'd), .parquet, or a folder saved by Hugging Face datasets.
+
+    Raises:
+        DatasetError: it is missing, empty, of another kind, or a row lacks a question or a passage; the row is named.
+        BackendNotInstalledError: Parquet files and datasets folders need the `train` extra.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz").lower()
+    if path.is_dir():
+        yield from _rows(_dataset_folder(path), path)
+    elif name.endswith(".json"):
+        yield from as_labelled(read_squad(path))
+    elif name.endswith((".jsonl", ".ndjson")):
+        yield from _rows(_json_lines(path), path)
+    elif name.endswith((".csv", ".tsv")):
+        yield from _rows(_csv(path), path)
+    elif name.endswith(".parquet"):
+        yield from _rows(_parquet(path), path)
+    elif not path.exists():
+        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.")
+    else:
+        raise DatasetError(
+            f"{str(path)!r} is of no kind that is read here. Expected .json (SQuAD), .jsonl, .csv, .tsv, .parquet, or a folder "
+            "saved by Hugging Face datasets."
+        )
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DatasetError(f"{str(path)!r}, line {number} is not JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise DatasetError(f"{str(path)!r}, line {number} should hold a JSON object, found {line!r:.60}.")
+        yield row
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    text = read_text(path)
+    if "\t" in text.split("\n", 1)[0]:
+        delimiter = "\t"
+    else:
+        head = text.split("\n", 1)[0]
+        delimiter = max(",;|", key=head.count)
+    csv.field_size_limit(1 << 30)
+    try:
+        for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            if None in row:
+                raise DatasetError(
+                    f"{str(path)!r} has a row with more cells than there are columns: {row[None]!r:.80}. Is a text with the separator "
+                    f"{delimiter!r} in it quoted?"
+                )
+            yield row
+    except csv.Error as error:
+        raise DatasetError(f"{str(path)!r} is no CSV that can be read: {error}.") from None
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BackendNotInstalledError(
+            "Parquet files need pyarrow, which is not installed. Install with: pip install 'spanqa[train]'"
+        ) from None
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DatasetError(f"{str(path)!r} cannot be read as Parquet: {error}") from None
+
+
+def _dataset_folder(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import datasets
+    except ImportError:
+        raise BackendNotInstalledError(
+            "Folders of Hugging Face datasets need datasets, which is not installed. Install with: pip install 'spanqa[train]'"
+        ) from None
+    try:
+        found = datasets.load_from_disk(str(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise DatasetError(f"{str(path)!r} is no folder saved by Hugging Face datasets: {error}") from None
+    if isinstance(found, datasets.DatasetDict):
+        raise DatasetError(
+            f"{str(path)!r} holds the splits {', '.join(found)}; name the folder of one, such as {str(path / next(iter(found)))!r}."
+        )
+    yield from found
+
+
+def _rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Labelled]:
+    """Turn rows into questions, by the names of their columns."""
+    number = 0
+    columns: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        columns = columns or _columns(row, path)
+        where = f"{str(path)!r}, row {number}"
+        question, passage = (_cell(row, columns[name], where) for name in ("question", "passage"))
+        labels = _labels(row.get(columns["answer"]), row.get(columns.get("start", "")), where)
+        given = row.get(columns.get("id", ""))
+        title = row.get(columns.get("title", "")) or ""
+        name = f"row-{number}" if given in (None, "") else str(given)
+        yield Labelled(name, question, passage, labels, str(title))
+    if not number:
+        raise DatasetError(f"{str(path)!r} holds no rows. Expected a question, a context and an answer in each.")
+
+
+def _columns(row: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """Our names -> the file's, for the columns that are there."""
+    there = {str(column).strip().lower(): column for column in row}
+    columns = {}
+    for ours, names in _NAMES.items():
+        found = [there[name] for name in names if name in there]
+        if found:
+            columns[ours] = found[0]
+    missing = [name for name in ("question", "passage", "answer") if name not in columns]
+    if missing:
+        wanted = "; ".join(f"{name}: {', '.join(_NAMES[name])}" for name in missing)
+        raise DatasetError(
+            f"{str(path)!r} lacks the column{'s' * (len(missing) > 1)} for {' and '.join(missing)}. It has {', '.join(map(str, row)) or 'none'}; "
+            f"expected one of these ({wanted})."
+        )
+    return columns
+
+
+def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise DatasetError(f"{where}: {column!r} is {value!r:.60}; expected a text.")
+    return value
+
+
+def _labels(value: Any, start: Any, where: str) -> tuple[Label, ...]:
+    """The labels of a row, whatever form its answer has."""
+    if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
+        with suppress(ValueError):  # else a text in brackets
+            value = json.loads(value)
+    if isinstance(value, Mapping):
+        texts = value.get("text")
+        starts = value.get("answer_start", value.get("start"))
+        if isinstance(texts, str):
+            return (Label(texts, _start(starts, where)),)
+        if not isinstance(texts, list):
+            raise DatasetError(f'{where}: the answer {value!r:.80} lacks "text".')
+        places = starts if isinstance(starts, list) else [None] * len(texts)
+        if len(places) != len(texts):
+            raise DatasetError(f"{where}: the answer has {len(texts)} texts and {len(places)} starts.")
+        return tuple(_label(text, place, where) for text, place in zip(texts, places, strict=True))
+    if isinstance(value, list):
+        starts = start if isinstance(start, list) else [None] * len(value)
+        if all(isinstance(each, Mapping) for each in value):
+            return tuple(label for each in value for label in _labels(each, None, where))
+        if len(starts) != len(value):
+            raise DatasetError(f"{where}: there are {len(value)} answers and {len(starts)} starts.")
+        return tuple(_label(text, place, where) for text, place in zip(value, starts, strict=True))
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return ()
+    return (_label(value, start, where),)
+
+
+def _label(text: Any, start: Any, where: str) -> Label:
+    if not isinstance(text, str):
+        raise DatasetError(f"{where}: the answer {text!r:.60} is a {type(text).__name__}; expected a text.")
+    return Label(text, _start(start, where))
+
+
+def _start(value: Any, where: str) -> int | None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        start = int(value)
+    except (TypeError, ValueError, OverflowError):
+        start = None
+    if start is None or start != float(value) or isinstance(value, bool):
+        raise DatasetError(f"{where}: the answer's start is {value!r:.60}; expected a whole number of characters.")
+    return None if start < 0 else start

@@ -1,0 +1,115 @@
+"""Labels held against their passages: found, repaired, placed, or told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spanqa.errors import DatasetError, InputError
+from spanqa.squad import Example, GoldAnswer
+from spanqa.train.labels import Label, Labelled, align, align_all, as_labelled, hold_out
+
+PASSAGE = "The pier  was built by Anna Kestrel in 1911. Anna Kestrel died in 1954; the pier's end was lit."
+
+
+def labelled(*labels: Label, id: str = "1", passage: str = PASSAGE) -> Labelled:
+    return Labelled(id, "Who?", passage, labels)
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "start", "outcome"),
+    [
+        (Label("1911", 39), "1911", 39, "exact"),
+        (Label(" 1911", 38), "1911", 39, "repaired"),  # white space in the label
+        (Label("1911", 41), "1911", 39, "repaired"),  # a few characters off
+        (Label("Anna Kestrel", 47), "Anna Kestrel", 45, "repaired"),  # the nearer of two
+        (Label("Anna Kestrel", 20), "Anna Kestrel", 23, "repaired"),
+        (Label("The pier was", 0), "The pier  was", 0, "repaired"),  # other white space inside
+        (Label("the PIER's end"), "the pier's end", 72, "repaired"),  # case
+        (Label("1954"), "1954", 66, "placed"),
+        (Label("1954", 0), "1954", 66, "repaired"),  # far off, but there is only one
+    ],
+)
+def test_a_label_is_placed(label: Label, text: str, start: int, outcome: str) -> None:
+    example, found = align(labelled(label))
+    assert example is not None
+    assert (example.answers, found) == ((GoldAnswer(text, start),), outcome)
+    assert PASSAGE[start : start + len(text)] == text
+
+
+def test_words_in_several_places_all_count_and_are_told() -> None:
+    example, outcome = align(labelled(Label("Anna Kestrel")))
+    assert example is not None
+    assert [answer.start for answer in example.answers] == [23, 45]
+    assert outcome == "ambiguous"
+
+
+def test_whole_words_come_before_parts_of_words() -> None:
+    example, outcome = align(labelled(Label("he"), passage="The end. So he left."))
+    assert example is not None
+    assert (example.answers, outcome) == ((GoldAnswer("he", 12),), "placed")
+
+
+def test_no_label_is_unanswerable_and_blank_ones_are_none() -> None:
+    for labels in ((), (Label(""),), (Label("  ", 3),)):
+        example, outcome = align(labelled(*labels))
+        assert example is not None
+        assert (example.answers, outcome) == ((), "unanswerable")
+
+
+def test_what_is_not_there_is_dropped_unless_another_label_is() -> None:
+    assert align(labelled(Label("Bertha"))) == (None, "dropped")
+    example, outcome = align(labelled(Label("Bertha"), Label("1911", 39)))
+    assert example is not None
+    assert (example.answers, outcome) == ((GoldAnswer("1911", 39),), "exact")
+
+
+def test_the_report_counts_every_question_once() -> None:
+    examples, report = align_all(
+        [labelled(id="a"), labelled(Label("1911", 39), id="b"), labelled(Label("Bertha"), id="c")]
+    )
+    assert [example.id for example in examples] == ["a", "b"]
+    assert report.ids["dropped"] == ["c"]
+    assert sum(report.counts.values()) == 3
+    assert str(report) == "labels: 1 unanswerable, 1 exact, 1 dropped; dropped: c"
+
+
+def test_strict_stops_at_the_first_bad_label() -> None:
+    with pytest.raises(DatasetError, match=r"'c': its answer 'Bertha' does not stand in the passage"):
+        align_all([labelled(Label("Bertha"), id="c")], strict=True)
+    with pytest.raises(DatasetError, match=r"'d': its answer 'Anna Kestrel' stands in several places"):
+        align_all([labelled(Label("Anna Kestrel"), id="d")], strict=True)
+
+
+def test_ids_are_told_apart() -> None:
+    with pytest.raises(DatasetError, match=r"The id 'a' is there twice"):
+        align_all([labelled(id="a"), labelled(id="a")])
+
+
+@given(passage=st.text(min_size=1, max_size=60), data=st.data())
+def test_a_label_cut_from_its_passage_is_found_there(passage: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(passage) - 1))
+    text = passage[start : data.draw(st.integers(start + 1, len(passage)))]
+    given_start = data.draw(st.one_of(st.none(), st.just(start), st.integers(0, 80)))
+    example, outcome = align(Labelled("1", "Who?", passage, (Label(text, given_start),)))
+    assert example is not None
+    assert (outcome == "unanswerable") == (not text.strip()) == (example.answers == ())
+    for answer in example.answers:
+        assert answer.text == passage[answer.start : answer.start + len(answer.text)]
+        assert answer.text.split() == text.split() or outcome == "repaired"
+
+
+def test_an_article_is_on_one_side_only() -> None:
+    examples = [Example(str(i), "Who?", f"passage {i % 20}", (), f"title {i % 10}") for i in range(200)]
+    kept, held = hold_out(examples, share=0.2)
+    assert len(kept) + len(held) == 200
+    assert len({example.title for example in held}) == 2
+    assert not {example.title for example in kept} & {example.title for example in held}
+    assert hold_out(examples, share=0.2) == (kept, held)
+    assert hold_out(examples, share=0.2, seed=1) != (kept, held)
+    with pytest.raises(InputError, match=r"All 3 questions are on one passage"):
+        hold_out([Example(str(i), "Who?", "one", ()) for i in range(3)])
+
+
+def test_a_squad_file_has_labels_with_starts() -> None:
+    example = Example("1", "Who?", PASSAGE, (GoldAnswer("1911", 39),), "Pier")
+    assert list(as_labelled([example])) == [Labelled("1", "Who?", PASSAGE, (Label("1911", 39),), "Pier")]

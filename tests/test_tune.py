@@ -1,0 +1,143 @@
+"""The threshold and the calibration: fitted, stored, used."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spanqa.answers import Calibration
+from spanqa.checkpoint import find, open_checkpoint
+from spanqa.errors import DatasetError, InputError
+from spanqa.evaluate.tune import (
+    TEMPERATURES,
+    Evidence,
+    expected_calibration_error,
+    fit,
+    gather,
+    outcomes,
+    store,
+)
+from spanqa.reader import Reader
+from spanqa.squad import read_squad
+
+HARBOUR = Path(__file__).parents[1] / "examples" / "harbour.json"
+
+
+def made(count: int = 20_000, a: float = 1.5, b: float = 0.7, temperature: float = 2.0, seed: int = 0) -> Evidence:
+    """Questions drawn from the very model that is fitted: M* first, then whether there is an answer, then the places."""
+    draw = np.random.default_rng(seed)
+    best = draw.normal(2, 4, count)
+    answerable = draw.random(count) > 1 / (1 + np.exp(b * best - a))
+    behind = draw.exponential(3.0, (count, 6))  # six other places, so many logits behind the best
+    masses = np.stack([best / t + np.log1p(np.exp(-behind / t).sum(axis=1)) for t in TEMPERATURES], axis=1)
+    share = 1 / (1 + np.exp(-behind / temperature).sum(axis=1))
+    right = (draw.random(count) < share) & answerable
+    return Evidence(best, right.astype(float), right.astype(float), answerable, masses)
+
+
+def test_the_fit_finds_what_the_data_were_drawn_from() -> None:
+    tuned = fit(made(), 0.0, "sha")
+    assert tuned.calibration.a == pytest.approx(1.5, abs=0.1)
+    assert tuned.calibration.b == pytest.approx(0.7, abs=0.05)
+    assert tuned.calibration.temperature == pytest.approx(2.0, rel=0.12)
+    assert tuned.calibration.data_sha256 == "sha"
+    assert tuned.ece_after < 0.02 < tuned.ece_before
+    fresh = made(seed=1)
+    assert expected_calibration_error(*outcomes(fresh, tuned.calibration, tuned.no_answer_threshold or 0.0)) < 0.02
+
+
+@pytest.mark.parametrize("criterion", ["f1", "exact"])
+def test_no_threshold_does_better_than_the_fitted_one(criterion: str) -> None:
+    evidence = made(500)
+    tuned = fit(evidence, 0.0, "sha", criterion)  # type: ignore[arg-type]
+
+    def value(threshold: float) -> float:
+        answered = evidence.best >= threshold
+        return 100 * float(np.where(answered, evidence.f1 * evidence.answerable, ~evidence.answerable).mean())
+
+    assert tuned.no_answer_threshold is not None
+    assert value(tuned.no_answer_threshold) == pytest.approx(tuned.value)
+    assert tuned.value == pytest.approx(max(map(value, [*evidence.best, np.inf])))
+
+
+def test_a_wanted_precision_is_kept_and_the_threshold_is_the_lowest() -> None:
+    evidence = made(2000)
+    tuned = fit(evidence, 0.0, "sha", "precision", 0.7)
+    assert tuned.no_answer_threshold is not None
+    right = evidence.answerable & (evidence.f1 >= 0.5)
+    assert right[evidence.best >= tuned.no_answer_threshold].mean() >= 0.7
+    for lower in np.sort(evidence.best[evidence.best < tuned.no_answer_threshold])[::-1]:
+        assert right[evidence.best >= lower].mean() < 0.7
+    with pytest.raises(InputError, match=r"No threshold makes 100% of the answers right"):
+        fit(made(50, temperature=50.0), 0.0, "sha", "precision", 1.0)
+    with pytest.raises(InputError, match=r"precision is None; expected a share"):
+        fit(evidence, 0.0, "sha", "precision")
+
+
+def test_where_every_question_has_an_answer_the_threshold_stays() -> None:
+    evidence = made(500)
+    kept = evidence.answerable
+    every = Evidence(evidence.best[kept], evidence.f1[kept], evidence.exact[kept], kept[kept], evidence.log_mass[kept])
+    tuned = fit(every, 0.0, "sha")
+    assert tuned.no_answer_threshold is None
+    assert (tuned.calibration.a, tuned.calibration.b) == (0.0, 1.0)
+
+
+def test_the_calibration_error_by_hand() -> None:
+    right = np.array([True, False, True, True])
+    assert expected_calibration_error(np.array([0.61, 0.63, 0.95, 1.0]), right) == pytest.approx((0.24 + 0.05) / 4)
+    assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
+
+
+def test_evidence_agrees_with_what_the_reader_answers(mini: Reader) -> None:
+    examples = read_squad(HARBOUR)
+    evidence = gather(mini, examples)
+    assert len(evidence) == len(examples)
+    probabilities, right = outcomes(evidence, Calibration(), 0.0)
+    for example, probability, correct in zip(examples, probabilities, right, strict=True):
+        answer = mini.ask(example.question, example.passage, threshold=0.0)
+        assert answer.probability == pytest.approx(probability, abs=0.02)
+        assert correct == (bool(answer) == bool(example.answers))  # on this passage no answer given is wrong
+    with pytest.raises(DatasetError, match=r"no question to tune on"):
+        gather(mini, [])
+
+
+def test_what_is_stored_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(find("spanqa-mini"), folder)
+    command = [sys.executable, "-m", "spanqa", "tune", str(HARBOUR), "--model", str(folder)]
+    shown = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
+    assert "nothing was written" in shown
+    before = json.loads((folder / "spanqa.json").read_text()) if (folder / "spanqa.json").exists() else None
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+    tuned = json.loads(done.stdout)
+    reader = Reader.load(folder)
+    assert reader.calibrated
+    assert reader.calibration.b == tuned["calibration"]["b"]
+    assert reader.answers.no_answer_threshold == tuned["no_answer_threshold"]
+    assert before != json.loads((folder / "spanqa.json").read_text())
+    assert [path.name for path in folder.iterdir() if path.name.startswith("tmp")] == []
+
+
+def test_a_model_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(find("spanqa-mini"), folder)
+    checkpoint = open_checkpoint(folder)
+    tuned = fit(made(100), 0.0, "sha")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match=r"cannot be written: Permission denied. Copy the model"):
+        store(checkpoint, tuned)
+
+
+@pytest.mark.parametrize("arguments", [["--criterion", "recall"], ["--precision", "0.9"], ["--criterion", "precision"]])
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "spanqa", "tune", str(HARBOUR), "--model", "spanqa-mini", *arguments]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 2
