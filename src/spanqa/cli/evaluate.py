@@ -1,12 +1,17 @@
 """`spanqa evaluate`: official SQuAD numbers, of a model or of a file of predictions."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spanqa.cli import options
+
+if TYPE_CHECKING:
+    from spanqa.reader import Reader
+    from spanqa.squad import Example
 
 
 def evaluate(
@@ -20,6 +25,13 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write predictions, n-best, null odds and a record of the run here."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page to look at: scores, curves, groups, mistakes.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --report: outcomes.jsonl of another run's report, to compare with."),
     ] = None,
     max_questions: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many questions.", show_default=False)
@@ -48,6 +60,10 @@ def evaluate(
 
     if na_probs is not None and predictions is None:
         raise typer.BadParameter("it goes with --predictions", param_hint="--na-probs")
+    if against is not None and report is None:
+        raise typer.BadParameter("it goes with --report", param_hint="--against")
+    if report is not None and predictions is not None:
+        raise typer.BadParameter("a file of predictions has no scores to report on", param_hint="--report")
     examples = read_squad(data)[:max_questions]
     if predictions is not None:
         record = score_file(examples, predictions, na_probs, data=data)
@@ -65,6 +81,10 @@ def evaluate(
         )
         with options.progress_bar("questions", len(examples)) as progress:
             record = evaluate_reader(reader, examples, out=out, data=data, threshold=threshold, progress=progress)
+    if report is not None:
+        with options.progress_bar("report", len(examples)) as progress:
+            page = _report(reader, examples, record, report, against, threshold, progress)
+        typer.echo(str(page), err=True)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "record.json", record)
@@ -72,6 +92,24 @@ def evaluate(
         typer.echo(json.dumps(record, ensure_ascii=False))
     else:
         _show(record)
+
+
+def _report(
+    reader: "Reader",
+    examples: "list[Example]",
+    record: dict[str, Any],
+    report: Path,
+    against: Path | None,
+    threshold: float | None,
+    progress: Callable[[int], None],
+) -> Path:
+    from spanqa.evaluate.outcomes import collect, compare, read_outcomes
+    from spanqa.evaluate.report import write_report
+
+    others = read_outcomes(against) if against is not None else None
+    outcomes = collect(reader, examples, threshold=threshold, progress=progress)
+    comparison = compare(outcomes, others) if others is not None else None
+    return write_report(report, examples, outcomes, record, calibrated=reader.calibrated, comparison=comparison)
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -74,6 +74,7 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node N -m spanqa train ...
     """
+    import hashlib
     import os
     import random
     import sys
@@ -89,7 +90,8 @@ def train(
     from spanqa.checkpoint import open_checkpoint
     from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
-    from spanqa.reader import stored_settings
+    from spanqa.evaluate.tune import fit, gather, store
+    from spanqa.reader import Reader, stored_settings
     from spanqa.train.card import model_card
     from spanqa.train.finetune import train as fine_tune
     from spanqa.train.labels import align_all, hold_out
@@ -182,8 +184,14 @@ def train(
         )
     if not first:
         return
+    reader = Reader.load(out)
+    digest = hashlib.sha256("\n".join(example.id for example in measured).encode()).hexdigest()
+    tuned = fit(
+        gather(reader, measured), reader.answers.no_answer_threshold, describe_file(dev)["sha256"] if dev else digest
+    )
+    store(reader.checkpoint, tuned)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **asdict(done)}))
+        typer.echo(json.dumps({"out": str(out), **asdict(done), "tuned": asdict(tuned)}))
         return
     before = "" if done.f1_before is None else f"{done.f1_before:.2f} before, "
     typer.echo(f"{out}: F1 {before}{done.f1:.2f} after, on {len(measured):,} questions")
