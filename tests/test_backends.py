@@ -489,3 +489,16 @@ def test_showing_attention_changes_nothing_afterwards(
     after = backend.forward(batch)
     np.testing.assert_array_equal(after.start, before.start)
     np.testing.assert_array_equal(after.end, before.end)
+
+
+def test_a_signal_after_openvino_has_run_is_handled() -> None:
+    """It was fatal on processors with AMX: OpenVINO left a signal stack that it had unmapped."""
+    program = (
+        "import os, signal\n"
+        "from spanqa import Reader\n"
+        "Reader.load(backend='openvino').ask('Who?', 'It was Anna.')\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled'))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")

@@ -50,3 +50,14 @@ def test_commands_in_the_documentation_print_what_it_shows(
 def without_decimals(text: str) -> list[str]:
     """The lines with decimal numbers blanked (they differ a little between precisions) and spaces squeezed."""
     return [" ".join(re.sub(r"-?\d+\.\d+", "#", line).split()) for line in text.splitlines() if line.strip()]
+
+
+def test_the_benchmark_page_is_made_from_the_records() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import page; print(page.render(), end='')"],
+        cwd=ROOT / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == made.stdout

@@ -87,9 +87,9 @@ def test_all_answers_count_and_cut_windows_are_left_out(base: Checkpoint) -> Non
     windows, report = make_features([example("Anna Kestrel", "1891")], base.tokenizer, SETTINGS)
     first = windows[0]
     assert [text_of(first, s, e) for s, e in zip(first.starts, first.ends, strict=True)] == ["Anna Kestrel", "1891"]
-    long = example("granite that the sea covers twice a day. A ferry leaves the harbour")
-    windows, report = make_features([long], base.tokenizer, SETTINGS, empty_windows=99) if long.answers else ([], None)
-    assert report is not None and report.cut > 0
+    long = example("Tomas Brandt, laid a cable from the village. The tower is 41 metres tall")
+    windows, report = make_features([long], base.tokenizer, SETTINGS, empty_windows=99)
+    assert report.cut > 0
     assert all(window.starts == NO_ANSWER or len(window.starts) == 1 for window in windows)
 
 
@@ -147,18 +147,10 @@ def test_the_loss_and_its_gradients_are_the_same_in_every_layout(tmp_path: Path,
 
 def test_with_one_answer_the_loss_is_that_of_transformers(base: Checkpoint) -> None:
     windows, _ = make_features([example("Anna Kestrel"), example("1923", id="2")], base.tokenizer, SETTINGS)
-    batch = collate(windows, layout="padded")
     model = AutoModelForQuestionAnswering.from_pretrained(base.path).eval()
-    ordered = sorted(windows, key=len, reverse=True)
-    output = model(
-        input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"], attention_mask=batch["attention_mask"],
-        start_positions=torch.tensor([window.starts[0] for window in ordered]),
-        end_positions=torch.tensor([window.ends[0] for window in ordered]),
-    )  # fmt: skip
-    ours = span_loss(output.start_logits, output.end_logits, batch)
-    # transformers' softmax runs over the padding too, whose logits are like any others
-    assert batch["input_ids"].shape[1] > min(map(len, windows))
-    short = [window for window in windows if len(window) == len(ordered[0])]
+    longest = max(map(len, windows))
+    short = [window for window in windows if len(window) == longest]  # its softmax runs over padding too
+    assert len(short) > 1
     batch = collate(short, layout="padded")
     output = model(
         input_ids=batch["input_ids"], token_type_ids=batch["token_type_ids"], attention_mask=batch["attention_mask"],

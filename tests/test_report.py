@@ -18,7 +18,7 @@ from spanqa.evaluate.outcomes import (
     Outcome,
     bucket,
     collect,
-    compare,
+    compare_runs,
     groups,
     question_type,
     read_outcomes,
@@ -134,15 +134,15 @@ def test_the_threshold_curve_by_hand() -> None:
 
 def test_two_runs_are_compared_on_the_same_questions() -> None:
     mine = [made(str(i), 1.0 if i % 3 else 0.0) for i in range(300)]
-    same = compare(mine, mine)
+    same = compare_runs(mine, mine)
     assert (same.difference, same.low, same.high, same.better, same.worse) == (0, 0, 0, 0, 0)
     others = [replace(outcome, f1=0.0) if int(outcome.id) % 5 == 0 else outcome for outcome in reversed(mine)]
-    found = compare(mine, others)
+    found = compare_runs(mine, others)
     assert found.low < found.difference < found.high
     assert found.difference == pytest.approx(100 * found.better / 300)
     assert found.low > 0  # measured: 13.3, from 9.7 to 17.3
     with pytest.raises(DatasetError, match="not on the same questions: 1 are in one only, such as '0'"):
-        compare(mine[1:], mine)
+        compare_runs(mine[1:], mine)
 
 
 def test_the_page_needs_nothing_else_and_shows_what_is_wrong(tmp_path: Path, mini: Reader) -> None:
@@ -150,9 +150,9 @@ def test_the_page_needs_nothing_else_and_shows_what_is_wrong(tmp_path: Path, min
     nasty = Example("n", "Who <b>?", "It was <script>alert(1)</script> Anna & Co.", ())
     examples = [*EXAMPLES, nasty]
     found = [replace(outcome, f1=0.0) for outcome in collect(mini, examples)]
-    other = compare(found, found)
+    other = compare_runs(found, found)
     page = write_report(
-        tmp_path / "report", examples, found, evaluate(mini, examples), calibrated=False, comparison=other
+        tmp_path / "report", examples, found, evaluate(mini, examples), calibrated=False, difference=other
     ).read_text("utf-8")
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert "<script" not in page

@@ -287,6 +287,8 @@ def test_what_cannot_work_is_told_before_it_begins(base: Path, tmp_path: Path, m
         train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, dtype="fp16"), score=best_last)
     with pytest.raises(InputError, match=r"batch_size is 0; expected a number above 0"):
         replace(BRIEF, batch_size=0)
+    with pytest.raises(InputError, match=r"dtype is 'int8'; expected one of auto, fp32, bf16, fp16"):
+        replace(BRIEF, dtype="int8")
     monkeypatch.setattr(finetune.shutil, "disk_usage", lambda path: _Disk(1_000_000))
     with pytest.raises(BackendError, match=r"0.0 GB free; training needs 0.1 GB"):
         train(TRAIN, DEV, base, tmp_path / "out", BRIEF, score=best_last)
@@ -337,3 +339,93 @@ def test_the_advice_follows_the_last_step_of_the_curve() -> None:
     assert "too close to tell" in advice([Point(100, (50.0, 60.0)), Point(200, (52.0, 61.0))])
     with pytest.raises(InputError, match=r"has 1 sizes above 0"):
         gain_of_twice(rising[:2])
+
+
+# --- the command
+
+
+def spanqa(*arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "spanqa", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def rows_of(examples: list[Example]) -> str:
+    """A CSV of another country: a byte order mark, semicolons, and no places."""
+    lines = ["\ufeffquestion;context;answer"]
+    lines += [f'"{e.question}";"{e.passage}";{e.answers[0].text}' for e in examples]
+    return "\n".join(lines)
+
+
+def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "labels.csv", tmp_path / "out"
+    lost = '"Who?";"Nobody was here.";Bertha'
+    data.write_text(rows_of(TRAIN) + f"\n{lost}\n", "utf-8")
+    done = spanqa("train", data, "--model", base, "--out", out, "--max-steps", 4, "--evaluations", 1, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "placed" in done.stderr and "1 dropped; dropped: row-161" in done.stderr
+    assert "held out to measure with: " in done.stderr
+    assert "step 4 of 4: f1" in done.stderr
+    assert f"{out}: F1" in done.stdout
+    settings = json.loads((out / "spanqa.json").read_text())
+    assert settings["calibration"]["data_sha256"]
+    assert settings["training"]["labels"][0]["dropped"] == 1
+    assert "# out" in (out / "README.md").read_text()
+    assert any((out / "training" / "tensorboard").iterdir())
+    assert Reader.load(out).calibrated
+    again = spanqa("train", data, "--model", base, "--out", out)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert "is there already" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_the_command_draws_a_learning_curve(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, examples in (("train.csv", TRAIN[:40]), ("dev.csv", DEV)):
+        (tmp_path / name).write_text(rows_of(examples), "utf-8")
+    done = spanqa(
+        "train", tmp_path / "train.csv", "--dev", tmp_path / "dev.csv", "--model", base, "--out", tmp_path / "curve",
+        "--learning-curve", "0,10,40", "--seeds", 2, "--epochs", 1, "--device", "cpu", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [point["questions"] for point in found["points"]] == [0, 10, 40]
+    assert "80 labels would give" in found["advice"]
+    assert (tmp_path / "curve" / "curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no rows"),
+        ("question,context\na,b\n", "lacks the column for answer"),
+        ("id,question,context,answer\n1,a,b c,b\n1,a,b c,b\n", "The id '1' is there twice"),
+        ("question,context,answer\nWho?,It was she.,he was\n", "There are 0 questions to train on"),
+    ],
+)
+def test_bad_data_is_told_in_one_line_and_nothing_is_written(
+    base: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(text)
+    (tmp_path / "dev.csv").write_text(rows_of(DEV), "utf-8")
+    done = spanqa(
+        "train", tmp_path / "bad.csv", "--dev", tmp_path / "dev.csv", "--model", base, "--out", tmp_path / "out"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
+    done = spanqa("train", "x.csv", "--out", tmp_path / "out", "--learning-curve", "few")
+    assert done.returncode == 2
+    assert "should be numbers with commas" in done.stderr
+
+
+def test_without_its_packages_training_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from spanqa.backends.base import BackendInfo
+    from spanqa.cli.train import train as command
+    from spanqa.errors import BackendNotInstalledError
+
+    monkeypatch.setattr(BackendInfo, "installed", property(lambda self: False))
+    with pytest.raises(BackendNotInstalledError, match=r"pip install 'spanqa\[train\]'"):
+        command([tmp_path / "x.csv"], tmp_path / "out")

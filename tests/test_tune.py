@@ -12,6 +12,7 @@ import pytest
 from spanqa.answers import Calibration
 from spanqa.checkpoint import find, open_checkpoint
 from spanqa.errors import DatasetError, InputError
+from spanqa.evaluate import question_scores
 from spanqa.evaluate.tune import (
     TEMPERATURES,
     Evidence,
@@ -101,7 +102,7 @@ def test_evidence_agrees_with_what_the_reader_answers(mini: Reader) -> None:
     for example, probability, correct in zip(examples, probabilities, right, strict=True):
         answer = mini.ask(example.question, example.passage, threshold=0.0)
         assert answer.probability == pytest.approx(probability, abs=0.02)
-        assert correct == (bool(answer) == bool(example.answers))  # on this passage no answer given is wrong
+        assert correct == (question_scores(example, answer.text)[1] >= 0.5)
     with pytest.raises(DatasetError, match=r"no question to tune on"):
         gather(mini, [])
 

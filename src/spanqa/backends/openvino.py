@@ -8,6 +8,7 @@ the same whatever it shares a batch with.
 """
 
 from collections.abc import Collection
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -97,6 +98,17 @@ def build_graph(checkpoint: Checkpoint, attention_layers: Collection[int] = ()) 
     return openvino.Model([start, end, *(attentions[layer] for layer in sorted(attentions))], inputs, config.model_type)
 
 
+@cache
+def _core() -> openvino.Core:
+    """The one core of the process, kept until it ends.
+
+    Where the processor has AMX, OpenVINO's CPU plugin gives the thread an alternate signal stack, and unmaps it with the
+    last core that it belongs to without taking it back: the next signal that Python handles (Ctrl-C, SIGTERM) is then a
+    segmentation fault. Seen with OpenVINO 2026.4.
+    """
+    return openvino.Core()
+
+
 def _weight(name: str, array: NDArray[Any]) -> Any:
     constant = ops.constant(array, shared_memory=True)
     constant.set_friendly_name(name)
@@ -127,7 +139,7 @@ class OpenVinoBackend:
         if layers not in self._requests:
             int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
             graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
-            compiled = openvino.Core().compile_model(graph, self.device.upper(), self._settings)
+            compiled = _core().compile_model(graph, self.device.upper(), self._settings)
             self._requests = {key: value for key, value in self._requests.items() if not key}  # keep one with attention
             self._requests[layers] = compiled.create_infer_request()
         return self._requests[layers]
@@ -150,7 +162,7 @@ class OpenVinoBackend:
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OpenVinoBackend:
     """Make the backend; "auto" is the CPU, in bfloat16 where the processor has it and in float32 elsewhere."""
-    core = openvino.Core()
+    core = _core()
     device = "cpu" if device == "auto" else device
     if device.upper() not in core.available_devices:
         there = ", ".join(name.lower() for name in core.available_devices)
@@ -166,7 +178,7 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
 
 def _float(device: str) -> str:
     """bf16 where the device has it, else fp32."""
-    capabilities = openvino.Core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
+    capabilities = _core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
@@ -178,6 +190,6 @@ def _read_int8(checkpoint: Checkpoint) -> openvino.Model:
             "`spanqa quantize --model MODEL --data DATA --out DIR`, or choose another dtype."
         )
     try:
-        return openvino.Core().read_model(path)
+        return _core().read_model(path)
     except RuntimeError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Quantize the model again.") from error

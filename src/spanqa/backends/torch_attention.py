@@ -39,7 +39,7 @@ def flat_attention(
     runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
     parts = zip(*(each[0].split([n * count for n, count in runs], dim=1) for each in (query, key, value)), strict=True)
     mixed = []
-    for (_, count), part in zip(runs, parts, strict=True):
+    for (_length, count), part in zip(runs, parts, strict=True):
         q, k, v = (tensor.unflatten(1, (count, -1)).transpose(0, 1) for tensor in part)  # (window, head, token, size)
         mixed.append(_attend(q, k, v, scaling, dropout).transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)[None], None

@@ -103,13 +103,13 @@ def _report(
     threshold: float | None,
     progress: Callable[[int], None],
 ) -> Path:
-    from spanqa.evaluate.outcomes import collect, compare, read_outcomes
+    from spanqa.evaluate.outcomes import collect, compare_runs, read_outcomes
     from spanqa.evaluate.report import write_report
 
     others = read_outcomes(against) if against is not None else None
     outcomes = collect(reader, examples, threshold=threshold, progress=progress)
-    comparison = compare(outcomes, others) if others is not None else None
-    return write_report(report, examples, outcomes, record, calibrated=reader.calibrated, comparison=comparison)
+    comparison = compare_runs(outcomes, others) if others is not None else None
+    return write_report(report, examples, outcomes, record, calibrated=reader.calibrated, difference=comparison)
 
 
 def _show(record: dict[str, Any]) -> None:

@@ -87,13 +87,12 @@ def train(
         raise BackendNotInstalledError(
             "Training needs torch, transformers and accelerate. Install with: pip install 'spanqa[train]'"
         )
+    sizes = None if learning_curve is None else _sizes(learning_curve)
     from spanqa.checkpoint import open_checkpoint
     from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
     from spanqa.evaluate.tune import fit, gather, store
     from spanqa.reader import Reader, stored_settings
-    from spanqa.train.card import model_card
-    from spanqa.train.finetune import train as fine_tune
     from spanqa.train.labels import align_all, hold_out
     from spanqa.train.settings import preset
     from spanqa.train.tables import read_labelled
@@ -117,6 +116,9 @@ def train(
             typer.echo(f"held out to measure with: {len(measured):,} questions", err=True)
     if max_questions is not None and max_questions < len(examples):
         examples = random.Random(seed).sample(examples, max_questions)
+    from spanqa.train.card import model_card  # from here on torch is loaded; bad data was told before
+    from spanqa.train.finetune import train as fine_tune
+
     checkpoint = open_checkpoint(model, revision)
     stored = stored_settings(checkpoint)
     width = checkpoint.config.get("hidden_size") or checkpoint.config.get("dim") or 768
@@ -128,12 +130,12 @@ def train(
         preset(len(examples), int(width)),
         **{name: value for name, value in chosen.items() if value is not None},
         accumulation=accumulation,
-        dtype=dtype,  # type: ignore[arg-type]
+        dtype=dtype,
         seed=seed,
         save_steps=save_steps,
         gradient_checkpointing=gradient_checkpointing,
         half_weights=half_weights,
-        device=device,  # type: ignore[arg-type]
+        device=device,
     )
     windows, answers = stored.windows, stored.answers
     if max_seq_length is not None:
@@ -151,15 +153,14 @@ def train(
         "labels": [report.counts for report in reports],
         "command": " ".join(["spanqa", *sys.argv[1:]]),
     }
-    if learning_curve is not None:
-        sizes = _sizes(learning_curve)
+    if sizes is not None:
 
         def settings_for(questions: int, seed: int) -> Any:
             given = {name: value for name, value in chosen.items() if value is not None}
             few = preset(questions, int(width))
             return replace(
                 few, **given, accumulation=accumulation, dtype=dtype, seed=seed, evaluations=1, device=device
-            )  # type: ignore[arg-type]
+            )
 
         _learning_curve(
             sizes, seeds, examples, measured, model, out, settings_for, as_json, score=score, windows=windows, answers=answers,

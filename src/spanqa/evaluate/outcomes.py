@@ -247,7 +247,7 @@ def threshold_curve(outcomes: Sequence[Outcome]) -> dict[str, NDArray[np.float64
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Difference:
     """The difference of two runs' F1 in percent on the same questions, its 95 % interval, and how many differ."""
 
     f1: float
@@ -260,7 +260,9 @@ class Comparison:
     questions: int
 
 
-def compare(outcomes: Sequence[Outcome], others: Sequence[Outcome], draws: int = 2000, seed: int = 0) -> Comparison:
+def compare_runs(
+    outcomes: Sequence[Outcome], others: Sequence[Outcome], draws: int = 2000, seed: int = 0
+) -> Difference:
     """Return the difference in F1 with a paired bootstrap interval: questions are drawn again, both runs' together.
 
     Source: Berg-Kirkpatrick, Burkett & Klein 2012.
@@ -281,7 +283,7 @@ def compare(outcomes: Sequence[Outcome], others: Sequence[Outcome], draws: int =
     generator = np.random.default_rng(seed)
     means = [float(gaps[generator.integers(0, len(gaps), len(gaps))].mean()) for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Comparison(
+    return Difference(
         f1=100 * float(f1.mean()),
         other_f1=100 * float(other.mean()),
         difference=100 * float(gaps.mean()),

@@ -16,7 +16,7 @@ import numpy as np
 from spanqa.errors import BackendNotInstalledError, InputError
 from spanqa.evaluate.metrics import QuestionScore, best_threshold
 from spanqa.evaluate.outcomes import (
-    Comparison,
+    Difference,
     Group,
     Outcome,
     bucket,
@@ -53,7 +53,7 @@ def write_report(
     record: Mapping[str, Any],
     *,
     calibrated: bool,
-    comparison: Comparison | None = None,
+    difference: Difference | None = None,
     mistakes: int = 25,
 ) -> Path:
     """Write report.html, its pictures, and outcomes.jsonl into a folder, and return the page's path.
@@ -82,7 +82,7 @@ def write_report(
         }
         write_outcomes(folder / "outcomes.jsonl", outcomes)
         page = folder / "report.html"
-        page.write_text(_page(folder, examples, outcomes, record, pictures, comparison, mistakes), "utf-8")
+        page.write_text(_page(folder, examples, outcomes, record, pictures, difference, mistakes), "utf-8")
     except OSError as error:
         raise InputError(f"The report cannot be written to {str(folder)!r}: {error.strerror}.") from error
     return page
@@ -97,7 +97,7 @@ def _page(
     outcomes: Sequence[Outcome],
     record: Mapping[str, Any],
     pictures: Mapping[str, str],
-    comparison: Comparison | None,
+    difference: Difference | None,
     mistakes: int,
 ) -> str:
     settings = record["settings"]
@@ -110,8 +110,8 @@ def _page(
         "<h2>Scores</h2>",
         _metrics(record),
     ]
-    if comparison is not None:
-        parts += ["<h2>Against the other run</h2>", _comparison(comparison)]
+    if difference is not None:
+        parts += ["<h2>Against the other run</h2>", _difference(difference)]
     parts += ["<h2>Confidence</h2>", "<div class=figures>"]
     for name, words in pictures.items():
         data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
@@ -139,7 +139,7 @@ def _metrics(record: Mapping[str, Any]) -> str:
     )
 
 
-def _comparison(found: Comparison) -> str:
+def _difference(found: Difference) -> str:
     told = (
         "a difference that chance hardly explains"
         if found.low > 0 or found.high < 0

@@ -196,15 +196,23 @@ def _threshold_for(evidence: Evidence, precision: float) -> tuple[float, float]:
 
 
 def _logistic(scores: NDArray[np.float64], no_answer: NDArray[np.bool_]) -> tuple[float, float]:
-    """A and b of P(no answer) = 1 / (1 + exp(b score - a)), by Newton's method with a touch of ridge; b stays above 0."""
+    """a and b of P(no answer) = 1 / (1 + exp(b score - a)), by Newton's method with a touch of ridge; b stays above 0."""
     x = np.stack([np.ones_like(scores), -scores], axis=1)
+
+    def loss(weights: NDArray[np.float64]) -> float:
+        z = x @ weights
+        return float(np.logaddexp(0, np.where(no_answer, -z, z)).sum() + 0.5e-6 * (weights**2).sum())
+
     weights = np.array([0.0, 1.0])
     for _ in range(100):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -500, 500)))
-        gradient = x.T @ (no_answer - p) - 1e-6 * weights
+        p = np.exp(-np.logaddexp(0, -(x @ weights)))
+        gradient = x.T @ (p - no_answer) + 1e-6 * weights
         curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-6 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
-        weights = weights + step * min(1.0, 5.0 / (np.abs(step).max() + 1e-12))
+        before = loss(weights)
+        while np.abs(step).max() > 1e-9 and loss(weights - step) > before:
+            step = step / 2
+        weights = weights - step
         if np.abs(step).max() < 1e-9:
             break
     return float(weights[0]), max(float(weights[1]), 1e-3)

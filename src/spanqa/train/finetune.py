@@ -21,6 +21,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault(
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000"
+)  # flat rows have many shapes; read at oneDNN's first use
+
 import torch
 import transformers
 from transformers import TrainingArguments
@@ -120,10 +124,7 @@ def train(
         progress=progress,
     )
     if first and find_spec("tensorboard"):
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations import TensorBoardCallback
-
-        loop.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(work / "logs"))))
+        loop.add_callback(_tensorboard(work / "logs"))
     begin = time.perf_counter()
     with stops_at_signals(loop):
         loop.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if resume and work.is_dir() else None)
@@ -155,6 +156,17 @@ def train(
     kept = {"settings": asdict(settings), "best_step": done.best_step, "steps": done.steps, "dev_f1": done.f1}
     _deliver(work, out, {**kept, **(notes or {})}, done, card)
     return done
+
+
+def _tensorboard(folder: Path) -> Any:
+    """What writes the log for TensorBoard, without TensorFlow, which it would load where that is installed too."""
+    import tensorboard.compat
+
+    tensorboard.compat.notf = True  # the switch that its builds without TensorFlow have; read at its first use
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
 
 
 def _check_folders(out: Path, work: Path, resume: bool) -> None:
@@ -223,7 +235,7 @@ def _arguments(settings: TrainSettings, work: Path) -> TrainingArguments:
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     dtype = settings.dtype
     if dtype == "auto":
-        dtype = auto_dtype("cpu" if cpu else "cuda")  # type: ignore[assignment]
+        dtype = auto_dtype("cpu" if cpu else "cuda")
     if dtype == "fp16" and cpu:
         raise BackendError("fp16 trains on GPUs only. Choose bf16 or fp32.")
     with warnings.catch_warnings():

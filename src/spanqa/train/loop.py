@@ -78,7 +78,9 @@ class TrainingLoop(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """The loss of one batch; the Trainer divides it by the number of batches that make a step."""
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask", "window_lengths") if name in inputs}
+        given: dict[str, Any] = {
+            name: inputs[name] for name in ("input_ids", "attention_mask", "window_lengths") if name in inputs
+        }
         if self._family:
             given["position_ids"] = inputs["position_ids"]
         if "token_type_ids" in self._inputs:
@@ -159,7 +161,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             torch.distributed.broadcast(told, 0)
             f1 = told.item()
         found = {"f1": f1}
+        due = control.should_log
         self._loop.log(dict(found))
+        control.should_log = due  # the Trainer takes any log for the one that was due
         if self._progress:
             self._progress(state.global_step, state.max_steps, found)
         scores = [entry["f1"] for entry in state.log_history if "f1" in entry]

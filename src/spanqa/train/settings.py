@@ -1,7 +1,6 @@
 """How to train: the settings, and the presets for few labels and for many. It loads no framework."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from spanqa.batches import BatchLayout
 from spanqa.errors import InputError
@@ -22,6 +21,7 @@ class TrainSettings:
     model; None keeps the base's. `evaluations`: how often the dev questions are answered. `patience`: stop after so many
     evaluations without a better F1. `layout`: flat has no padding; padded is for models that need it.
     `empty_windows`: windows without its answer that are kept of each question. `save_steps`: steps between checkpoints.
+    `half_weights`: write fp16. `device`: auto is every GPU that the launcher gives, or else the CPU.
     """
 
     epochs: float = 2.0
@@ -30,7 +30,7 @@ class TrainSettings:
     accumulation: int = 1
     weight_decay: float = 0.01
     dropout: float | None = None
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: str = "auto"
     seed: int = 0
     max_steps: int | None = None
     evaluations: int = 4
@@ -40,9 +40,12 @@ class TrainSettings:
     save_steps: int = 500
     gradient_checkpointing: bool = False
     half_weights: bool = False
-    device: Literal["auto", "cpu"] = "auto"
+    device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, values in (("dtype", ("auto", "fp32", "bf16", "fp16")), ("device", ("auto", "cpu"))):
+            if getattr(self, name) not in values:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
         least = {"epochs": 0, "learning_rate": 0, "batch_size": 1, "accumulation": 1, "evaluations": 1, "save_steps": 1}
         for name, low in least.items():
             value = getattr(self, name)
