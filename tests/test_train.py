@@ -313,7 +313,7 @@ def test_a_learning_curve_grows_is_drawn_and_goes_on(base: Path, tmp_path: Path)
 
     def settings_for(questions: int, seed: int) -> TrainSettings:
         asked.append(questions)
-        return replace(SETTINGS, epochs=8, evaluations=1, seed=seed)
+        return replace(SETTINGS, epochs=8, seed=seed)
 
     sizes, seeds = (0, 20, 160), (0, 1)
     points = learning_curve(sizes, seeds, TRAIN, DEV, base, tmp_path / "curve", settings_for, score=score)
@@ -376,6 +376,22 @@ def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
     again = spanqa("train", data, "--model", base, "--out", out)
     assert (again.returncode, again.stdout) == (1, "")
     assert "is there already" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_of_several_seeds_the_best_is_kept(base: Path, tmp_path: Path) -> None:
+    for name, examples in (("train.csv", TRAIN), ("dev.csv", DEV)):
+        (tmp_path / name).write_text(rows_of(examples), "utf-8")
+    out = tmp_path / "out"
+    done = spanqa(
+        "train", tmp_path / "train.csv", "--dev", tmp_path / "dev.csv", "--model", base, "--out", out, "--seeds", 2,
+        "--max-steps", 6, "--evaluations", 1, "--learning-rate", "0.003", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = map(float, done.stdout.splitlines()[0].removeprefix("F1 by seed: ").split(", "))
+    settings = json.loads((out / "spanqa.json").read_text())["training"]
+    assert settings["dev_f1"] == pytest.approx(max(first, second), abs=0.01)
+    assert settings["settings"]["seed"] == (1 if second > first else 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.csv", "out", "train.csv"]
 
 
 def test_the_command_draws_a_learning_curve(base: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attention over `[window, head, token, size]`.
 
-    torch's fused attention has a slow backward pass in bfloat16 on CPUs, about half the speed of the plain products.
+    torch's fused attention has a slow backward pass in bfloat16 on CPUs; the plain products are faster there.
     """
     if not (query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16):
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from spanqa.cli import options
 if TYPE_CHECKING:
     from spanqa.squad import Example
     from spanqa.train.labels import LabelReport
+    from spanqa.train.settings import TrainSettings
 
 
 def train(
@@ -65,7 +67,10 @@ def train(
             help="Instead of one model: F1 by number of questions, a plot, and whether more would pay.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Models of each size of the learning curve.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many, keep the best; of each size of a curve.", show_default="1; 3"),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with a run that was stopped.")] = False,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     as_json: options.Json = False,
@@ -74,69 +79,24 @@ def train(
 
     Several GPUs: torchrun --nproc-per-node N -m spanqa train ...
     """
-    import hashlib
     import os
     import random
     import sys
 
-    from spanqa.backends.base import BackendInfo
-    from spanqa.errors import BackendNotInstalledError
-
-    needs = BackendInfo("train", "spanqa.train.finetune", ("torch", "transformers", "accelerate"), "train", ())
-    if not needs.installed:
-        raise BackendNotInstalledError(
-            "Training needs torch, transformers and accelerate. Install with: pip install 'spanqa[train]'"
-        )
+    _require_packages()
     sizes = None if learning_curve is None else _sizes(learning_curve)
     from spanqa.checkpoint import open_checkpoint
     from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
-    from spanqa.evaluate.tune import fit, gather, store
-    from spanqa.reader import Reader, stored_settings
-    from spanqa.train.labels import align_all, hold_out
+    from spanqa.reader import stored_settings
     from spanqa.train.settings import preset
-    from spanqa.train.tables import read_labelled
 
-    first = int(os.environ.get("RANK", "0")) == 0
-    examples: list[Example] = []
-    reports: list[LabelReport] = []
-    for path in data:
-        found, report = align_all(read_labelled(path), strict=strict)
-        examples += found
-        reports.append(report)
-        if first:
-            typer.echo(f"{path}: {report}", err=True)
-    if dev is not None:
-        measured, report = align_all(read_labelled(dev), strict=strict)
-        if first:
-            typer.echo(f"{dev}: {report}", err=True)
-    else:
-        examples, measured = hold_out(examples, seed=0)
-        if first:
-            typer.echo(f"held out to measure with: {len(measured):,} questions", err=True)
+    tell = typer.echo if int(os.environ.get("RANK", "0")) == 0 else lambda *_, **__: None
+    examples, measured, reports = _questions(data, dev, strict, tell)
     if max_questions is not None and max_questions < len(examples):
         examples = random.Random(seed).sample(examples, max_questions)
-    from spanqa.train.card import model_card  # from here on torch is loaded; bad data was told before
-    from spanqa.train.finetune import train as fine_tune
-
     checkpoint = open_checkpoint(model, revision)
     stored = stored_settings(checkpoint)
-    width = checkpoint.config.get("hidden_size") or checkpoint.config.get("dim") or 768
-    chosen: dict[str, Any] = {
-        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "dropout": dropout, "max_steps": max_steps,
-        "evaluations": evaluations, "patience": patience,
-    }  # fmt: skip
-    settings = replace(
-        preset(len(examples), int(width)),
-        **{name: value for name, value in chosen.items() if value is not None},
-        accumulation=accumulation,
-        dtype=dtype,
-        seed=seed,
-        save_steps=save_steps,
-        gradient_checkpointing=gradient_checkpointing,
-        half_weights=half_weights,
-        device=device,
-    )
     windows, answers = stored.windows, stored.answers
     if max_seq_length is not None:
         windows = replace(windows, max_seq_length=max_seq_length)
@@ -144,6 +104,21 @@ def train(
         windows = replace(windows, overlap=overlap)
     if max_answer_tokens is not None:
         answers = replace(answers, max_answer_tokens=max_answer_tokens)
+    width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("dim") or 768)
+    wishes: dict[str, Any] = {
+        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "dropout": dropout, "max_steps": max_steps,
+        "evaluations": evaluations, "patience": patience, "accumulation": accumulation, "dtype": dtype, "save_steps": save_steps,
+        "gradient_checkpointing": gradient_checkpointing, "half_weights": half_weights, "device": device,
+    }  # fmt: skip
+    wishes = {name: value for name, value in wishes.items() if value is not None}
+
+    def settings_for(questions: int, seed: int) -> "TrainSettings":
+        return replace(preset(questions, width), **wishes, seed=seed)
+
+    common = {"score": score, "windows": windows, "answers": answers, "revision": revision}
+    if sizes is not None:
+        _learning_curve(sizes, seeds or 3, examples, measured, model, out, settings_for, as_json, common)
+        return
     notes = {
         "base": str(model) if not Path(model).exists() else Path(model).name,
         "base_sha256": checkpoint.sha256,
@@ -153,51 +128,90 @@ def train(
         "labels": [report.counts for report in reports],
         "command": " ".join(["spanqa", *sys.argv[1:]]),
     }
-    if sizes is not None:
+    from spanqa.train.card import model_card  # here torch is loaded; bad data was told before
+    from spanqa.train.finetune import train as fine_tune
 
-        def settings_for(questions: int, seed: int) -> Any:
-            given = {name: value for name, value in chosen.items() if value is not None}
-            few = preset(questions, int(width))
-            return replace(
-                few, **given, accumulation=accumulation, dtype=dtype, seed=seed, evaluations=1, device=device
-            )
+    places = [out if (seeds or 1) == 1 else out.with_name(f"{out.name}.seed-{each}") for each in range(seeds or 1)]
+    for each, place in enumerate(places, seed):
+        settings = settings_for(len(examples), each)
+        if place != out and resume and place.is_dir():
+            continue
+        write_card = partial(model_card, out.name, notes=notes, settings=settings, windows=windows)
+        begun = resume and place.with_name(f"{place.name}.training").is_dir()
+        with _progress(tell is typer.echo) as progress:
+            fine_tune(
+                examples, measured, model, place, settings, resume=begun or (resume and place == out), notes=notes, card=write_card,
+                progress=progress, **common,
+            )  # fmt: skip
+    if tell is typer.echo:
+        _deliver(places, out, dev, measured, as_json)
 
-        _learning_curve(
-            sizes, seeds, examples, measured, model, out, settings_for, as_json, score=score, windows=windows, answers=answers,
-            revision=revision,
-        )  # fmt: skip
-        return
-    with _progress(first) as progress:
-        done = fine_tune(
-            examples,
-            measured,
-            model,
-            out,
-            settings,
-            score=score,
-            windows=windows,
-            answers=answers,
-            revision=revision,
-            resume=resume,
-            notes=notes,
-            card=lambda done: model_card(out.name, done, notes, settings, windows),
-            progress=progress,
+
+def _require_packages() -> None:
+    from spanqa.backends.base import BackendInfo
+    from spanqa.errors import BackendNotInstalledError
+
+    needs = BackendInfo("train", "spanqa.train.finetune", ("torch", "transformers", "accelerate"), "train", ())
+    if not needs.installed:
+        raise BackendNotInstalledError(
+            "Training needs torch, transformers and accelerate. Install with: pip install 'spanqa[train]'"
         )
-    if not first:
-        return
+
+
+def _questions(
+    data: list[Path], dev: Path | None, strict: bool, tell: Callable[..., None]
+) -> "tuple[list[Example], list[Example], list[LabelReport]]":
+    """Read the questions to train on and to measure with, and tell what became of their labels."""
+    from spanqa.train.labels import align_all, hold_out
+    from spanqa.train.tables import read_labelled
+
+    examples: list[Example] = []
+    reports: list[LabelReport] = []
+    for path in data:
+        found, report = align_all(read_labelled(path), strict=strict)
+        examples += found
+        reports.append(report)
+        tell(f"{path}: {report}", err=True)
+    if dev is not None:
+        measured, report = align_all(read_labelled(dev), strict=strict)
+        tell(f"{dev}: {report}", err=True)
+    else:
+        examples, measured = hold_out(examples)
+        tell(f"held out to measure with: {len(measured):,} questions", err=True)
+    return examples, measured, reports
+
+
+def _deliver(places: list[Path], out: Path, dev: Path | None, measured: "list[Example]", as_json: bool) -> None:
+    """Keep the best seed, fit its threshold and calibration, and say what it is worth."""
+    import hashlib
+    import shutil
+
+    from spanqa.evaluate.record import describe_file
+    from spanqa.evaluate.tune import fit, gather, store
+    from spanqa.reader import Reader
+
+    results = {place: json.loads((place / "spanqa.json").read_text("utf-8"))["training"] for place in places}
+    best = max(places, key=lambda place: results[place]["dev_f1"])
+    result = results[best]
+    if best != out:
+        best.rename(out)
+        for place in places:
+            shutil.rmtree(place, ignore_errors=True)
     reader = Reader.load(out)
-    digest = hashlib.sha256("\n".join(example.id for example in measured).encode()).hexdigest()
-    tuned = fit(
-        gather(reader, measured), reader.answers.no_answer_threshold, describe_file(dev)["sha256"] if dev else digest
-    )
+    ids = hashlib.sha256("\n".join(example.id for example in measured).encode()).hexdigest()
+    digest = ids if dev is None else describe_file(dev)["sha256"]
+    tuned = fit(gather(reader, measured), reader.answers.no_answer_threshold, digest)
     store(reader.checkpoint, tuned)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **asdict(done), "tuned": asdict(tuned)}))
+        typer.echo(json.dumps({"out": str(out), "training": result, "tuned": asdict(tuned)}))
         return
-    before = "" if done.f1_before is None else f"{done.f1_before:.2f} before, "
-    typer.echo(f"{out}: F1 {before}{done.f1:.2f} after, on {len(measured):,} questions")
+    if len(places) > 1:
+        spread = ", ".join(f"{each['dev_f1']:.2f}" for each in results.values())
+        typer.echo(f"F1 by seed: {spread}")
+    before = "" if result["dev_f1_before"] is None else f"{result['dev_f1_before']:.2f} before, "
+    typer.echo(f"{out}: F1 {before}{result['dev_f1']:.2f} after, on {len(measured):,} questions")
     typer.echo(
-        f"best at step {done.best_step:,} of {done.steps:,}; {done.windows_per_s:.0f} windows/s; use it with: --model {out}"
+        f"best at step {result['best_step']:,} of {result['steps']:,}; {result['windows_per_s']:.0f} windows/s; use it with: --model {out}"
     )
 
 
@@ -217,9 +231,9 @@ def _learning_curve(
     measured: "list[Example]",
     model: str,
     out: Path,
-    settings_for: Any,
+    settings_for: "Callable[[int, int], TrainSettings]",
     as_json: bool,
-    **rest: Any,
+    common: dict[str, Any],
 ) -> None:
     """Train the models of the curve, draw it, and say what it means."""
     from rich.console import Console
@@ -237,7 +251,7 @@ def _learning_curve(
             out,
             settings_for,
             progress=lambda done, _: bar(done),
-            **rest,
+            **common,
         )
     plot(points, out / "curve.png")
     told = advice(points) if sum(point.questions > 0 for point in points) > 1 else None

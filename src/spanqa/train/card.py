@@ -9,7 +9,7 @@ from spanqa.windows import WindowSettings
 
 
 def model_card(
-    name: str, done: Trained, notes: dict[str, Any], settings: TrainSettings, windows: WindowSettings
+    name: str, done: Trained, *, notes: dict[str, Any], settings: TrainSettings, windows: WindowSettings
 ) -> str:
     """Return README.md, in the form of the Hugging Face hub."""
     before = "" if done.f1_before is None else f" ({done.f1_before:.2f} before)"

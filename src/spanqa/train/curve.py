@@ -11,7 +11,7 @@ import random
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def learning_curve(
             folder = out / f".model-{size}-{seed}"
             for old in (folder, folder.with_name(f"{folder.name}.training")):
                 shutil.rmtree(old, ignore_errors=True)
-            trained = train(chosen, dev_examples, model, folder, settings_for(size, seed), score=score, **options)
+            settings = replace(settings_for(size, seed), evaluations=1)
+            trained = train(chosen, dev_examples, model, folder, settings, score=score, **options)
             found[key] = [entry["f1"] for entry in trained.history if "f1" in entry][-1]
             shutil.rmtree(folder)
         write_json(path, {"model": str(model), "dev_questions": len(dev_examples), "f1": found})

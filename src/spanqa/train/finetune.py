@@ -153,7 +153,8 @@ def train(
         / loop.busy_seconds,
         history=[entry for entry in loop.state.log_history if "loss" in entry or "f1" in entry],
     )
-    kept = {"settings": asdict(settings), "best_step": done.best_step, "steps": done.steps, "dev_f1": done.f1}
+    kept = {name: getattr(done, name) for name in ("best_step", "steps", "windows_per_s", "seconds")}
+    kept |= {"settings": asdict(settings), "dev_f1": done.f1, "dev_f1_before": done.f1_before}
     _deliver(work, out, {**kept, **(notes or {})}, done, card)
     return done
 
