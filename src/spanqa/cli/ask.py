@@ -24,6 +24,14 @@ def ask(
     threshold: Annotated[
         float | None, typer.Option(help="Answer only from this score on; the model's setting by default.")
     ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Read only so many of the texts, those with most of the question's words; all by default, 100 where there are over 500.",
+            show_default=False,
+        ),
+    ] = None,
     no_answer: options.NoAnswer = "auto",
     min_probability: options.MinProbability = 0.0,
     as_json: options.Json = False,
@@ -43,7 +51,7 @@ def ask(
     """
     from spanqa.answers import least_score
 
-    texts = _read(files or [])
+    texts = _choose(question, _read(files or []), candidates)
     reader = options.load_reader(
         model=model,
         revision=revision,
@@ -87,6 +95,24 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
     if empty:
         typer.echo(f"spanqa: empty, and so not read: {', '.join(empty)}", err=True)
     return [(name, text) for name, text in texts if text.strip()]
+
+
+def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None) -> list[tuple[str, str]]:
+    """Leave out, of many texts, those with few of the question's words, and say so."""
+    from spanqa.lexical import CANDIDATES, MANY, SEARCH, best_passages
+
+    if candidates is None:
+        if len(texts) <= MANY:
+            return texts
+        if not SEARCH.installed:
+            typer.echo(f"spanqa: reads all {len(texts):,} texts; faster with: pip install 'spanqa[search]'", err=True)
+            return texts
+        candidates = CANDIDATES
+    chosen = best_passages(question, [text for _, text in texts], candidates)
+    if len(chosen) < len(texts):
+        told = f"spanqa: reads {len(chosen):,} of {len(texts):,} texts, those with most of the question's words (--candidates)"
+        typer.echo(told, err=True)
+    return [texts[position] for position in chosen]
 
 
 def _show(answers: "list[Answer]", passages: "list[Passage]", *, calibrated: bool) -> None:

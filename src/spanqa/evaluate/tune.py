@@ -196,7 +196,7 @@ def _threshold_for(evidence: Evidence, precision: float) -> tuple[float, float]:
 
 
 def _logistic(scores: NDArray[np.float64], no_answer: NDArray[np.bool_]) -> tuple[float, float]:
-    """a and b of P(no answer) = 1 / (1 + exp(b score - a)), by Newton's method with a touch of ridge; b stays above 0."""
+    """A and b of P(no answer) = 1 / (1 + exp(b score - a)), by Newton's method with a touch of ridge; b stays above 0."""
     x = np.stack([np.ones_like(scores), -scores], axis=1)
 
     def loss(weights: NDArray[np.float64]) -> float:
