@@ -25,7 +25,10 @@ def transformers_pipeline(options):
 
     def run(questions):
         texts, contexts = [q for q, _ in questions], [c for _, c in questions]
-        return [found["answer"] for found in answer(question=texts, context=contexts, **settings)]
+        found = answer(question=texts, context=contexts, **settings)
+        if options.get("scores"):
+            return [(each["answer"], each["score"]) for each in found]
+        return [each["answer"] for each in found]
 
     return run
 

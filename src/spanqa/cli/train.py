@@ -115,7 +115,7 @@ def train(
     def settings_for(questions: int, seed: int) -> "TrainSettings":
         return replace(preset(questions, width), **wishes, seed=seed)
 
-    common = {"score": score, "windows": windows, "answers": answers, "revision": revision}
+    common: dict[str, Any] = {"score": score, "windows": windows, "answers": answers, "revision": revision}
     if sizes is not None:
         _learning_curve(sizes, seeds or 3, examples, measured, model, out, settings_for, as_json, common)
         return
