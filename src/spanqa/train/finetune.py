@@ -21,10 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000"
-)  # flat rows have many shapes; read at oneDNN's first use
-
 import torch
 import transformers
 from transformers import TrainingArguments
