@@ -474,7 +474,7 @@ def test_openvino_refuses_a_dtype_that_the_processor_lacks(
         def get_property(self, device: str, name: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(module.openvino, "Core", OldProcessor)
+    monkeypatch.setattr(module, "_core", OldProcessor)
     with pytest.raises(BackendError, match=r"This cpu does not compute in bf16 with openvino. It has: fp32"):
         load_backend("openvino", checkpoint, dtype="bf16")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForQuestionAnswering
 
 import tiny as tiny_checkpoints
 from spanqa.backends import torch_attention
-from spanqa.batches import BatchLayout
+from spanqa.batches import PADDING, BatchLayout
 from spanqa.checkpoint import Checkpoint, open_checkpoint
 from spanqa.squad import Example, GoldAnswer
 from spanqa.tokens import Tokens
@@ -189,14 +189,16 @@ def test_targets_lie_where_the_tokens_do(base: Checkpoint, layout: BatchLayout) 
         assert int(batch[name].sum()) == len(windows)
         assert batch["window"][batch[name]].sort().values.tolist() == list(range(len(windows)))
     if layout == "flat":
-        assert sum(batch["window_lengths"]) == batch["input_ids"].shape[1]
-        assert batch["window_lengths"] == sorted(map(len, windows), reverse=True)
+        assert sum(batch["window_lengths"]) == batch["input_ids"].shape[1] == 256
+        *lengths, padding = batch["window_lengths"]
+        assert lengths == sorted(map(len, windows), reverse=True)
+        assert int((batch["window"] == PADDING).sum()) == padding
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_products_are_the_fused_attention(dtype: Any) -> None:
     torch.manual_seed(0)
-    lengths = [7, 7, 5, 3]
+    lengths = [70, 40, 40, 33, 32, 7, 3]
     q, k, v = (torch.randn(1, 2, sum(lengths), 8, dtype=dtype) for _ in range(3))
     fused, _ = torch_attention.flat_attention(torch.nn.Module(), q, k, v, None, window_lengths=lengths)
     plain, _ = torch_attention.flat_attention(torch.nn.Module(), q.requires_grad_(), k, v, None, window_lengths=lengths)

@@ -222,7 +222,7 @@ def _answer(passage: Passage, index: int, span: Span, belief: Belief) -> Answer:
 def log_sum_exp(values: NDArray[Any]) -> float:
     """Return log(sum(exp(values))) without overflow; -inf for no values at all."""
     top = float(values.max(initial=-np.inf))
-    return top + math.log(float(np.exp(values - top, dtype=np.float64).sum())) if top > -math.inf else top
+    return top + math.log(float(np.exp(values - top).sum(dtype=np.float64))) if top > -math.inf else top
 
 
 _REACH = 500  # code points: how far a sentence may go on either side of the answer

@@ -71,11 +71,10 @@ def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_t
         >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2).tolist()
         [[11.0, 21.0], [22.0, 32.0], [33.0, -inf]]
     """
-    ends = np.concatenate([end, np.full(max_answer_tokens - 1, IMPOSSIBLE, np.float32)])
-    band = np.full((len(start), max_answer_tokens), IMPOSSIBLE, np.float32)
-    if len(end):
-        np.add(start[:, None], np.lib.stride_tricks.sliding_window_view(ends, max_answer_tokens), out=band)
-    return band
+    ends = np.full(len(end) + max_answer_tokens, IMPOSSIBLE, np.float32)
+    ends[: len(end)] = end
+    sliding: NDArray[np.float32] = np.ndarray((len(end), max_answer_tokens), np.float32, ends, strides=2 * ends.strides)
+    return start[:, None] + sliding
 
 
 def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens: int) -> NDArray[np.float32]:

@@ -25,6 +25,9 @@ from spanqa.windows import Window, WindowSettings, make_windows
 NO_ANSWER = (0,)
 """The target of a window without the answer: its first token, [CLS]."""
 
+_FLAT_MULTIPLE = 128
+"""Of the tokens in a flat row: oneDNN compiles its kernels for each shape anew, and keeps 1,024 of them."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingWindow:
@@ -130,6 +133,8 @@ def collate(
         rows = [[ordered[i] for i in row] for row in pack_rows(map(len, ordered), cols or 512)]
     else:
         rows = [list(ordered)] if layout == "flat" else [[window] for window in ordered]
+    if layout == "flat":
+        cols = -(-sum(map(len, ordered)) // _FLAT_MULTIPLE) * _FLAT_MULTIPLE
     batch = pack([[each.window for each in row] for row in rows], cols)
     counts = np.cumsum([0] + [len(row) for row in rows[:-1]], dtype=np.int32)
     index = np.where(batch.window_index == PADDING, PADDING, batch.window_index + counts[:, None])
@@ -149,7 +154,8 @@ def collate(
         "ends": torch.from_numpy(ends),
     }
     if layout == "flat":
-        made["window_lengths"] = [len(each) for each in rows[0]]
+        padding = batch.shape[1] - sum(map(len, ordered))
+        made["window_lengths"] = [*map(len, ordered), *([padding] if padding else [])]
     elif layout == "packed":
         made["attention_mask"] = made["window"][:, None, :, None] == made["window"][:, None, None, :]
     else:
