@@ -5,11 +5,15 @@
 For each file: F1 at the stored threshold and at the best one, the expected calibration error (10 equal bins; of the outcome
 returned, right meaning official F1 of at least 0.5) with and without the stored calibration, and the area under risk over coverage.
 On files where every question has an answer, the model still may abstain, and is wrong when it does.
+
+Beside it, on some questions of each file, transformers 4.57.6's pipeline with the settings of SQuAD 2.0, its `score` taken as the
+probability of what it returned.
 """
 
 import argparse
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -17,14 +21,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from side_by_side import processor
+from side_by_side import HF4, processor, start
 
 from spanqa import Reader, __version__, read_squad
 from spanqa.answers import Calibration
-from spanqa.evaluate.metrics import averages, best_threshold
+from spanqa.evaluate.metrics import averages, best_threshold, question_scores
 from spanqa.evaluate.outcomes import risk_coverage_of
 from spanqa.evaluate.record import describe_file
-from spanqa.evaluate.tune import expected_calibration_error, gather, outcomes
+from spanqa.evaluate.tune import RIGHT, expected_calibration_error, gather, outcomes
+from spanqa.squad import Example
 
 FILES = ("squad-v2.0-dev", "squadshifts-new-wiki", "squadshifts-reddit", "qed-nq")
 
@@ -34,6 +39,7 @@ def main() -> None:
     parser.add_argument("--model", default="spanqa-mini")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--files", default=",".join(FILES))
+    parser.add_argument("--peer-questions", type=int, default=2000, help="of each file; 0 leaves the peer out")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     reader = Reader.load(arguments.model, dtype=arguments.dtype)
@@ -41,6 +47,8 @@ def main() -> None:
     for name in track(arguments.files.split(","), "files", console=Console(stderr=True)):
         path = Path(os.environ["SPANQA_DATA"]) / f"{name}.json.gz"
         rows[name] = measure(reader, path)
+        if HF4.exists() and arguments.peer_questions:
+            rows[name]["beside_transformers"] = beside_transformers(reader, read_squad(path), arguments.peer_questions)
     show(rows)
     if arguments.out:
         record = {
@@ -75,6 +83,42 @@ def measure(reader: Reader, path: Path) -> dict:
     return row
 
 
+def beside_transformers(reader: Reader, examples: list[Example], count: int) -> dict:
+    """Both on the same questions: F1 of what was returned, calibration error and area under risk over coverage."""
+    if len(examples) > count:
+        examples = random.Random(0).sample(examples, count)
+    process = start(
+        {"kind": "transformers_pipeline", "batch_size": 8, "model": str(reader.checkpoint.path), "scores": True}, 2
+    )
+    assert process.stdin is not None and process.stdout is not None
+    found = []
+    for i in range(0, len(examples), 100):
+        pairs = [(example.question, example.passage) for example in examples[i : i + 100]]
+        process.stdin.write(json.dumps({"questions": pairs}) + "\n")
+        process.stdin.flush()
+        found += json.loads(process.stdout.readline())["answers"]
+    process.stdin.close()
+    process.wait()
+    f1 = np.array([question_scores(example, text)[1] for example, (text, _) in zip(examples, found, strict=True)])
+    scores = np.array([score for _, score in found])
+    evidence = gather(reader, examples)
+    stored = reader.answers.no_answer_threshold
+    theirs = (np.clip(scores, 0, 1), f1 >= RIGHT)
+    ours = outcomes(evidence, reader.calibration, stored)
+    row = {"questions": len(examples)}
+    for name, (probabilities, right), value in (
+        ("transformers", theirs, 100 * float(f1.mean())),
+        ("spanqa", ours, averages(evidence.scores(), no_answer_above=-stored)["f1"]),
+    ):
+        row[name] = {
+            "f1": value,
+            "right": float(right.mean()),
+            "ece": expected_calibration_error(probabilities, right),
+            "area": risk_coverage_of(probabilities, right)[2],
+        }
+    return row
+
+
 def show(rows: dict[str, dict]) -> None:
     table = Table(
         "",
@@ -94,6 +138,13 @@ def show(rows: dict[str, dict]) -> None:
             f"{row[key]:.4f}" for key in ("ece_uncalibrated", "ece_calibrated", "area_uncalibrated", "area_calibrated")
         ]
         table.add_row(name, f"{row['questions']:,}", *cells)
+    Console(width=140).print(table)
+    table = Table("beside transformers' score", "questions", "F1", "right", "ECE", "area", box=None, padding=(0, 2))
+    for name, row in rows.items():
+        for who in ("spanqa", "transformers"):
+            if found := row.get("beside_transformers", {}).get(who):
+                cells = [f"{found['f1']:.2f}", f"{found['right']:.1%}", f"{found['ece']:.4f}", f"{found['area']:.4f}"]
+                table.add_row(f"{name}, {who}", f"{row['beside_transformers']['questions']:,}", *cells)
     Console(width=140).print(table)
 
 

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError
 from spanqa.squad import Example, GoldAnswer
-from spanqa.train.labels import Label, Labelled, align, align_all, as_labelled, hold_out
+from spanqa.train.labels import Label, Labelled, align, align_all, answer_tokens, as_labelled, hold_out
 
 PASSAGE = "The pier  was built by Anna Kestrel in 1911. Anna Kestrel died in 1954; the pier's end was lit."
 
@@ -113,3 +114,12 @@ def test_an_article_is_on_one_side_only() -> None:
 def test_a_squad_file_has_labels_with_starts() -> None:
     example = Example("1", "Who?", PASSAGE, (GoldAnswer("1911", 39),), "Pier")
     assert list(as_labelled([example])) == [Labelled("1", "Who?", PASSAGE, (Label("1911", 39),), "Pier")]
+
+
+def test_answers_are_as_long_as_nearly_all_of_them() -> None:
+    tokenizer = open_checkpoint("spanqa-mini").tokenizer
+    texts = ["one two three"] * 98 + ["one two three four", "a very long answer of nine words, and marks."]
+    examples = [Example(str(i), "Who?", text, (GoldAnswer(text, 0),)) for i, text in enumerate(texts)]
+    assert answer_tokens(examples, tokenizer) == 4
+    assert answer_tokens(examples, tokenizer, share=1) == 11
+    assert answer_tokens([Example("1", "Who?", "No one.")], tokenizer) == 0

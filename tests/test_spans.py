@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanqa.spans import Span, WindowLogits, best_spans, forbid_blank, passage_band, span_band
+from spanqa.spans import Span, WindowLogits, distinct_spans, forbid_blank, passage_band, span_band
 from strategies import logits, offsets
 
 NEVER = -np.inf
@@ -68,15 +68,20 @@ def test_a_band_is_no_wider_than_the_longest_span_a_window_can_hold() -> None:
     assert passage_band([window], 4, max_answer_tokens=1_000_000_000).shape == (4, 4)
 
 
-def brute_force(band: np.ndarray, where: np.ndarray, count: int, least: float) -> list[Span]:
-    """Take the best span, drop all that share a character with it, and so on: by looking at every pair."""
-    left = [(-band[i, n], i, n) for i, n in np.ndindex(*band.shape) if band[i, n] > NEVER and band[i, n] >= least]
-    spans: list[Span] = []
+def best_spans(band: np.ndarray, where: np.ndarray, count: int) -> list[Span]:
+    return [span for span, _ in distinct_spans(band, where, count)]
+
+
+def brute_force(band: np.ndarray, where: np.ndarray, count: int) -> list[tuple[Span, list[float]]]:
+    """Take the best span with all that share a character with it, and so on: by looking at every pair."""
+    left = [(-band[i, n], i, n) for i, n in np.ndindex(*band.shape) if band[i, n] > NEVER]
+    spans: list[tuple[Span, list[float]]] = []
     while left and len(spans) < count:
         score, i, n = min(left)
-        spans.append(Span(i, i + n, float(-score)))
         begin, end = where[i, 0], where[i + n, 1]
-        left = [other for other in left if where[other[1], 0] >= end or where[other[1] + other[2], 1] <= begin]
+        apart = [other for other in left if where[other[1], 0] >= end or where[other[1] + other[2], 1] <= begin]
+        spans.append((Span(i, i + n, float(-score)), sorted(float(-other[0]) for other in set(left) - set(apart))))
+        left = apart
     return spans
 
 
@@ -88,8 +93,9 @@ def test_the_best_spans_are_those_of_a_brute_force(data: st.DataObject) -> None:
     band = span_band(data.draw(logits(tokens)), data.draw(logits(tokens)), longest)
     forbid_blank(band, where)
     before = band.copy()
-    count, least = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([NEVER, 0.0, 2.0]))
-    assert best_spans(band, where, count, least) == brute_force(band, where, count, least)
+    count = data.draw(st.integers(1, 9))
+    found = [(span, sorted(taken[taken > NEVER].tolist())) for span, taken in distinct_spans(band, where, count)]
+    assert found == brute_force(band, where, count)
     np.testing.assert_array_equal(band, before)  # the band is left as it was
 
 

@@ -34,10 +34,10 @@ def made(count: int = 20_000, a: float = 1.5, b: float = 0.7, temperature: float
     best = draw.normal(2, 4, count)
     answerable = draw.random(count) > 1 / (1 + np.exp(b * best - a))
     behind = draw.exponential(3.0, (count, 6))  # six other places, so many logits behind the best
-    masses = np.stack([best / t + np.log1p(np.exp(-behind / t).sum(axis=1)) for t in TEMPERATURES], axis=1)
+    shares = np.stack([-np.log1p(np.exp(-behind / t).sum(axis=1)) for t in TEMPERATURES], axis=1)
     share = 1 / (1 + np.exp(-behind / temperature).sum(axis=1))
     right = (draw.random(count) < share) & answerable
-    return Evidence(best, right.astype(float), right.astype(float), answerable, masses)
+    return Evidence(best, right.astype(float), right.astype(float), answerable, shares)
 
 
 def test_the_fit_finds_what_the_data_were_drawn_from() -> None:
@@ -82,7 +82,7 @@ def test_a_wanted_precision_is_kept_and_the_threshold_is_the_lowest() -> None:
 def test_where_every_question_has_an_answer_the_threshold_stays() -> None:
     evidence = made(500)
     kept = evidence.answerable
-    every = Evidence(evidence.best[kept], evidence.f1[kept], evidence.exact[kept], kept[kept], evidence.log_mass[kept])
+    every = Evidence(evidence.best[kept], evidence.f1[kept], evidence.exact[kept], kept[kept], evidence.log_share[kept])
     tuned = fit(every, 0.0, "sha")
     assert tuned.no_answer_threshold is None
     assert (tuned.calibration.a, tuned.calibration.b) == (0.0, 1.0)

@@ -3,10 +3,12 @@
     M(p)  margin of place p: the largest, over the windows that hold it, of span score - null score of that window
     M*    the largest M
     no_answer_probability = 1 / (1 + exp(b M* - a))
-    probability(p)        = (1 - no_answer_probability) exp(M(p)/T) / sum of exp(M(q)/T) over every place q
+    probability(p)        = (1 - no_answer_probability) * sum of exp(M(q)/T) over p and the places it takes with it
+                                                        / sum of exp(M(q)/T) over every place q
 
-The sum runs over every legal place, never an n-best list, so nothing depends on how many answers are asked for. With
-a = 0 and b = T = 1 the probabilities are uncalibrated.
+A place takes with it those that overlap it and that no better answer has taken ("Anna", "by Anna Kestrel"): the probability is
+that the answer lies there. The sums run over every legal place, never an n-best list, so nothing depends on how many answers
+are asked for, and the probabilities of all answers and of "no answer" sum to 1. With a = 0 and b = T = 1 they are uncalibrated.
 
 It does not run the model; it is given its logits.
 """
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.errors import InputError
-from spanqa.spans import Span, WindowLogits, best_spans, forbid_blank, passage_band
+from spanqa.spans import Span, WindowLogits, distinct_spans, forbid_blank, passage_band
 from spanqa.tokens import Passage
 
 
@@ -94,8 +96,8 @@ class Answer:
 
     `text` is `passage[start:end]`: code points of the caller's own string, end exclusive; "" when the passage does not
     hold the answer, and then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over
-    "no answer" in logits (-inf where there was nothing to read); `probability` and `no_answer_probability` lie in
-    [0, 1]. `sentence` is the sentence around the answer, at `sentence_start`. `passage_index` counts the passages given.
+    "no answer" in logits (-inf where there was nothing to read); `probability`, in [0, 1], is that the answer lies at this place
+    or one that overlaps it; `no_answer_probability` that there is none. `sentence` is the sentence around the answer, at `sentence_start`. `passage_index` counts the passages given.
     """
 
     text: str
@@ -156,24 +158,23 @@ def rank_places(
 
     `logits` holds the windows of each passage. Equal scores are settled by the order of the passages, then by place.
     """
-    found: list[tuple[float, int, Span]] = []
+    found: list[tuple[float, int, Span, float]] = []
     masses: list[float] = []
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
         band = margins(passage, windows, settings.max_answer_tokens)
-        spans = best_spans(band, passage.tokens.offsets, top_k)
-        if spans:
-            masses.append(log_sum_exp(band / calibration.temperature))
-            found += [(-span.score, index, span) for span in spans]
+        masses.append(log_sum_exp(band / calibration.temperature))
+        for span, taken in distinct_spans(band, passage.tokens.offsets, top_k):
+            found.append((-span.score, index, span, log_sum_exp(taken / calibration.temperature)))
     found.sort(key=lambda item: item[:2])
     best = -found[0][0] if found else -math.inf
     belief = Belief(best, log_sum_exp(np.array(masses)), calibration)
-    answers = tuple(_answer(passages[index], index, span, belief) for _, index, span in found[:top_k])
+    answers = tuple(_answer(passages[index], index, span, belief, mass) for _, index, span, mass in found[:top_k])
     return Ranking(answers, best, belief.no_answer_probability)
 
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """What turns the score of a place into its probability.
+    """What turns scores into probabilities.
 
     `best` is M*, `log_mass` the logarithm of the sum of exp(M(q)/T) over every place q.
     """
@@ -188,10 +189,9 @@ class Belief:
         x = self.calibration.a - self.calibration.b * self.best
         return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
-    def probability(self, score: float) -> float:
-        """That the place with this score is the answer."""
-        share = math.exp(min(0.0, score / self.calibration.temperature - self.log_mass))
-        return (1 - self.no_answer_probability) * share
+    def probability(self, log_mass: float) -> float:
+        """That the answer lies at places whose sum of exp(M(q)/T) has this logarithm."""
+        return (1 - self.no_answer_probability) * math.exp(min(0.0, log_mass - self.log_mass))
 
 
 def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int) -> NDArray[np.float32]:
@@ -201,7 +201,7 @@ def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens
     return band
 
 
-def _answer(passage: Passage, index: int, span: Span, belief: Belief) -> Answer:
+def _answer(passage: Passage, index: int, span: Span, belief: Belief, log_mass: float) -> Answer:
     start = int(passage.tokens.offsets[span.start_token, 0])
     end = int(passage.tokens.offsets[span.end_token, 1])
     left, right = sentence_around(passage.text, start, end)
@@ -210,7 +210,7 @@ def _answer(passage: Passage, index: int, span: Span, belief: Belief) -> Answer:
         start=start,
         end=end,
         score=span.score,
-        probability=belief.probability(span.score),
+        probability=belief.probability(log_mass),
         no_answer_probability=belief.no_answer_probability,
         sentence=passage.text[left:right],
         sentence_start=left,

@@ -24,7 +24,7 @@ from spanqa.answers import AnswerSettings, Belief, log_sum_exp, margins
 from spanqa.checkpoint import BUNDLED, Checkpoint, find, fit_tokenizer, read_tokenizer
 from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.reader import Reader, Reading
-from spanqa.spans import WindowLogits, span_band
+from spanqa.spans import WindowLogits, overlapping, span_band
 from spanqa.windows import WindowSettings
 
 TASK = "question-answering"
@@ -185,16 +185,27 @@ class QuestionAnsweringPipeline:
         band = margins(passage, windows, settings.max_answer_len)
         calibration = self.reader.calibration
         belief = Belief(float(band.max(initial=-np.inf)), log_sum_exp(band / calibration.temperature), calibration)
-        found: dict[tuple[int, int], tuple[float, float]] = {}
+        found: dict[tuple[int, int], tuple[float, int, int]] = {}
         for window in windows:
             for first, last, score in _candidates(window, settings):
                 if bounds[first, 0] < bounds[first, 1] and bounds[last, 0] < bounds[last, 1]:
                     place = int(words[first, 0]), int(words[last, 1])
                     if score > found.get(place, (-1.0,))[0]:
-                        found[place] = score, belief.probability(float(band[first, last - first]))
+                        found[place] = score, first, last
+
+        def probability(first: int, last: int) -> float:
+            rows, there = overlapping(band.shape, bounds, first, last)
+            return belief.probability(log_sum_exp(band[rows][there] / calibration.temperature))
+
         answers: list[dict[str, Any]] = [
-            {"score": score, "start": start, "end": end, "answer": passage.text[start:end], "probability": probability}
-            for (start, end), (score, probability) in found.items()
+            {
+                "score": score,
+                "start": start,
+                "end": end,
+                "answer": passage.text[start:end],
+                "probability": probability(*tokens),
+            }
+            for (start, end), (score, *tokens) in found.items()
         ]
         if settings.handle_impossible_answer or not answers:
             null = min(map(_null_probability, windows), default=1.0) if settings.handle_impossible_answer else 0.0

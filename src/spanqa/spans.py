@@ -93,30 +93,36 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
     return band
 
 
-def best_spans(band: NDArray[np.float32], offsets: NDArray[np.int32], count: int, least: float = -np.inf) -> list[Span]:
-    """Return the best `count` spans that share no character with each other, best first, none scoring below `least`.
+def distinct_spans(
+    band: NDArray[np.float32], offsets: NDArray[np.int32], count: int
+) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+    """Yield the best `count` spans that share no character with each other, best first.
 
-    Each span takes with it every other that overlaps it in characters (two tokens can stand for parts of one character).
-    Equal scores are settled by the earlier start, then the shorter span. `offsets` are those of `Tokens`.
+    With each come the scores of the spans that it takes with it, its own among them: all that overlap it in characters (two
+    tokens can stand for parts of one character) and that no better span has taken. Taken to the end, every span of the band is
+    taken once. Equal scores are settled by the earlier start, then the shorter span. `offsets` are those of `Tokens`.
     """
-    band = band.copy() if count > 1 else band
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    length = np.arange(band.shape[1]) if band.size else None
-    spans: list[Span] = []
-    while band.size and len(spans) < count:
+    band = band.copy()
+    while band.size and count > 0:
         first, extent = divmod(int(band.argmax()), band.shape[1])
-        score = float(band[first, extent])
-        if score == -np.inf or score < least:
+        last, score = first + extent, float(band[first, extent])
+        if score == -np.inf:
             break
-        last = first + extent
-        spans.append(Span(first, last, score))
-        if len(spans) < count:
-            low = int(np.searchsorted(ends, starts[first], side="right"))  # first token that reaches into the span
-            high = int(np.searchsorted(starts, ends[last], side="left"))  # first token that starts behind it
-            rows = slice(max(0, low - band.shape[1] + 1), high)
-            reach = np.arange(rows.start, rows.stop)[:, None] + length  # last token of each span
-            band[rows][reach >= low] = IMPOSSIBLE
-    return spans
+        rows, taken = overlapping(band.shape, offsets, first, last)
+        yield Span(first, last, score), band[rows][taken]
+        band[rows][taken] = IMPOSSIBLE
+        count -= 1
+
+
+def overlapping(
+    shape: tuple[int, ...], offsets: NDArray[np.int32], first: int, last: int
+) -> tuple[slice, NDArray[np.bool_]]:
+    """Return which spans of a band share a character with tokens `first` to `last`: a slice of its rows, and a mask of these."""
+    low = int(np.searchsorted(offsets[:, 1], offsets[first, 0], side="right"))  # first token that reaches into them
+    high = int(np.searchsorted(offsets[:, 0], offsets[last, 1], side="left"))  # first token that starts behind them
+    rows = slice(max(0, low - shape[1] + 1), high)
+    last_token = np.arange(rows.start, rows.stop)[:, None] + np.arange(shape[1])
+    return rows, last_token >= low
 
 
 def forbid_blank(band: NDArray[np.float32], offsets: NDArray[np.int32]) -> None:

@@ -89,6 +89,7 @@ def train(
     from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
     from spanqa.reader import stored_settings
+    from spanqa.train.labels import answer_tokens
     from spanqa.train.settings import preset
 
     tell = typer.echo if int(os.environ.get("RANK", "0")) == 0 else lambda *_, **__: None
@@ -102,6 +103,10 @@ def train(
         windows = replace(windows, max_seq_length=max_seq_length)
     if overlap is not None:
         windows = replace(windows, overlap=overlap)
+    longest = answer_tokens(examples, checkpoint.tokenizer)
+    if max_answer_tokens is None and longest > answers.max_answer_tokens:
+        max_answer_tokens = longest
+        tell(f"answers may be {longest} tokens long, so that 99 % of these fit (--max-answer-tokens)", err=True)
     if max_answer_tokens is not None:
         answers = replace(answers, max_answer_tokens=max_answer_tokens)
     width = int(checkpoint.config.get("hidden_size") or checkpoint.config.get("dim") or 768)

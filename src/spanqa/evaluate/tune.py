@@ -25,7 +25,7 @@ from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import QuestionScore, best_threshold, score_question
 from spanqa.evaluate.run import read_all
 from spanqa.reader import Reader
-from spanqa.spans import best_spans
+from spanqa.spans import distinct_spans
 from spanqa.squad import Example, write_json
 
 Criterion = Literal["f1", "exact", "precision"]
@@ -42,14 +42,15 @@ class Evidence:
     """What is known of a number of questions, an array of each `[question]`.
 
     `best` is M*; `f1` and `exact` are those of the best place, between 0 and 1; `answerable` whether there is a reference
-    answer; `log_mass` `[question, temperature]` the logarithm of the sum of exp(M/T) over all places.
+    answer; `log_share` `[question, temperature]` the logarithm of the share of the best place, and those that it takes with it,
+    in the sum of exp(M/T) over all places.
     """
 
     best: NDArray[np.float64]
     f1: NDArray[np.float64]
     exact: NDArray[np.float64]
     answerable: NDArray[np.bool_]
-    log_mass: NDArray[np.float64]
+    log_share: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.best)
@@ -81,24 +82,25 @@ def gather(reader: Reader, examples: Sequence[Example], progress: Callable[[int]
     """Answer the questions and keep what the fit needs."""
     if not examples:
         raise DatasetError("There is no question to tune on. Give at least one.")
-    best, f1, exact, answerable, masses = [], [], [], [], []
+    best, f1, exact, answerable, shares = [], [], [], [], []
     for done, (example, reading) in enumerate(read_all(reader, examples), 1):
         passage = reading.passages[0]
         band = margins(passage, reading.logits[0], reader.answers.max_answer_tokens)
-        spans = best_spans(band, passage.tokens.offsets, 1)
+        spans = list(distinct_spans(band, passage.tokens.offsets, 1))
         if not spans:  # a passage with nothing to read
             continue
-        start, end = passage.tokens.offsets[spans[0].start_token, 0], passage.tokens.offsets[spans[0].end_token, 1]
+        ((span, taken),) = spans
+        start, end = passage.tokens.offsets[span.start_token, 0], passage.tokens.offsets[span.end_token, 1]
         found = score_question(example, passage.text[start:end])
         legal = band[np.isfinite(band)].astype(np.float64)
-        best.append(spans[0].score)
+        best.append(span.score)
         f1.append(found.f1)
         exact.append(found.exact)
         answerable.append(bool(example.answers))
-        masses.append([log_sum_exp(legal / temperature) for temperature in TEMPERATURES])
+        shares.append([log_sum_exp(taken / each) - log_sum_exp(legal / each) for each in TEMPERATURES])
         if progress:
             progress(done)
-    return Evidence(np.array(best), np.array(f1), np.array(exact), np.array(answerable), np.array(masses))
+    return Evidence(np.array(best), np.array(f1), np.array(exact), np.array(answerable), np.array(shares))
 
 
 def fit(
@@ -139,10 +141,10 @@ def outcomes(
     """Return, for each question, the probability of the outcome returned at the threshold, and whether it is right."""
     column = int(np.argmin(np.abs(TEMPERATURES - calibration.temperature)))
     probabilities = []
-    for best, mass in zip(evidence.best, evidence.log_mass[:, column], strict=True):
-        belief = Belief(float(best), float(mass), calibration)
+    for best, share in zip(evidence.best, evidence.log_share[:, column], strict=True):
+        belief = Belief(float(best), 0.0, calibration)
         answered = best >= threshold
-        probabilities.append(belief.probability(float(best)) if answered else belief.no_answer_probability)
+        probabilities.append(belief.probability(float(share)) if answered else belief.no_answer_probability)
     right = np.where(evidence.best >= threshold, evidence.answerable & (evidence.f1 >= RIGHT), ~evidence.answerable)
     return np.array(probabilities), right
 
@@ -224,6 +226,6 @@ def _temperature(evidence: Evidence) -> float:
     if not chosen.any():
         return 1.0
     right = (evidence.f1 >= RIGHT)[chosen][:, None]
-    logs = np.minimum(evidence.best[chosen, None] / TEMPERATURES - evidence.log_mass[chosen], -1e-9)
+    logs = np.minimum(evidence.log_share[chosen], -1e-9)
     likelihood = np.where(right, logs, np.log(-np.expm1(logs)))
     return float(TEMPERATURES[int(likelihood.sum(axis=0).argmax())])

@@ -74,8 +74,9 @@ def learning_curve(
         if key not in found and size == 0:
             from spanqa.reader import Reader
 
-            found |= {f"0:{each}": score(Reader.load(model), dev_examples).f1 for each in seeds[:1]}
-            found |= {f"0:{each}": found[f"0:{seeds[0]}"] for each in seeds}
+            base = Reader.load(model).with_settings(windows=options.get("windows"), answers=options.get("answers"))
+            f1 = score(base, dev_examples).f1
+            found |= {f"0:{each}": f1 for each in seeds}
         elif key not in found:
             chosen = random.Random(seed).sample(list(train_examples), len(train_examples))[:size]
             folder = out / f".model-{size}-{seed}"

@@ -2,9 +2,10 @@
 
 A label is an answer's words, and perhaps where they start. Starts are off by white space or a few characters in many
 files, and missing in others. `align` settles one question's labels, `align_all` a data set's, and counts what it did.
-It reads no files (`spanqa.train.tables`) and knows no tokens.
+It reads no files (`spanqa.train.tables`) and cuts no windows (`spanqa.train.features`).
 """
 
+import math
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Literal, get_args
 
 from spanqa.errors import DatasetError, InputError
 from spanqa.squad import Example, GoldAnswer
+from spanqa.tokens import Tokenizer
 
 NEAR = 20
 """A start that is wrong by at most so many characters is repaired."""
@@ -171,3 +173,14 @@ def hold_out(examples: Sequence[Example], share: float = 0.05, seed: int = 0) ->
     for example in examples:
         apart[(example.title or example.passage) in chosen].append(example)
     return apart
+
+
+def answer_tokens(examples: Iterable[Example], tokenizer: Tokenizer, share: float = 0.99) -> int:
+    """Return the number of tokens within which this share of the answers fit, 0 where there are none.
+
+    Of several reference answers of a question each counts.
+    """
+    texts = {answer.text for example in examples for answer in example.answers}
+    lengths = {text: len(tokenizer.encode(text)) for text in texts}
+    sizes = sorted(lengths[answer.text] for example in examples for answer in example.answers)
+    return sizes[math.ceil(share * len(sizes)) - 1] if sizes else 0
