@@ -4,6 +4,7 @@ python benchmarks/page.py        # writes docs/benchmarks.md; a test sees that i
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,16 @@ def render() -> str:
         record = read(name)
         if record is not None:
             parts += [f"{title}\n\n{text}\n", side_by_side(record), origin(record, name)]
-    record = read("training-speed")
-    if record is not None:
-        parts += [training(record), origin(record, "training-speed")]
+    for name, section in (
+        ("confidence.spanqa-mini", confidence),
+        ("ten-passages", ten_passages),
+        ("training-speed", training),
+        ("layouts-f1", layouts_f1),
+        ("few-labels", few_labels),
+    ):
+        record = read(name)
+        if record is not None:
+            parts += [section(record), origin(record, name)]
     return "\n".join(parts)
 
 
@@ -92,6 +100,83 @@ def side_by_side(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *compiled, *([""] if compiled else [])])
 
 
+def confidence(record: dict[str, Any]) -> str:
+    rows = record["rows"]
+    lines = [
+        "## Confidence\n",
+        "spanqa-mini at the threshold and with the calibration that training stored, both fitted on held-out articles of SQuAD's "
+        "training set. ECE: expected calibration error of the outcome returned, ten equal bins, right meaning official F1 of at "
+        "least 0.5. Area: under risk over coverage; smaller is better. In all files but the first every question has an answer, so "
+        "that abstaining is always wrong.\n",
+        "| | questions | F1 | best F1 of any threshold | ECE uncalibrated | ECE | area uncalibrated | area |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in rows.items():
+        cells = [f"{row['questions']:,}", f"{row['f1']:.2f}", f"{row['best_f1']:.2f}"]
+        cells += [f"{row[f'{key}_{which}']:.3f}" for key in ("ece", "area") for which in ("uncalibrated", "calibrated")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Beside transformers 4.57.6's `pipeline` with the same weights on the same questions, drawn from each file; its `score` taken "
+        "as the probability of what it returned.\n",
+        "| | questions | right | ECE | area |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, row in rows.items():
+        for who in ("spanqa", "transformers"):
+            if found := row.get("beside_transformers", {}).get(who):
+                cells = [f"{row['beside_transformers']['questions']:,}", f"{found['right']:.1%}"]
+                cells += [f"{found[key]:.3f}" for key in ("ece", "area")]
+                lines.append(f"| {name}, {who} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def ten_passages(record: dict[str, Any]) -> str:
+    lines = [
+        "## Ten passages, of which one holds the answer\n",
+        f"{record['questions']:,} answerable questions of SQuAD 2.0's development set, each with its paragraph among nine others of the "
+        "same article. The last row but one is a bound: how often the best ten places touch the right paragraph at all.\n",
+        "| | right passage first |",
+        "|---|--:|",
+        *(f"| {name} | {share:.1%} |" for name, share in record["shares"].items()),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def layouts_f1(record: dict[str, Any]) -> str:
+    lines = [
+        "## The same training without padding\n",
+        f"F1 of spanqa-mini after one pass over {record['questions']:,} questions of PolicyQA, three seeds, the same windows in the "
+        "same steps.\n",
+        "| | F1 by seed | mean | deviation |",
+        "|---|---|--:|--:|",
+    ]
+    for layout, values in record["f1"].items():
+        told = ", ".join(f"{value:.2f}" for value in values)
+        lines.append(f"| {layout} | {told} | {statistics.fmean(values):.2f} | {statistics.stdev(values):.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def few_labels(record: dict[str, Any]) -> str:
+    sizes = sorted({int(size) for told in record["data"].values() for f1 in told["f1"].values() for size in f1})
+    lines = [
+        "## A new domain with few labels\n",
+        "F1 on questions of the domain that were held out, by the number of its questions trained on: mean and deviation of three "
+        "seeds. Its trunk is the sentence encoder that spanqa-mini was trained from, which never saw a question.\n",
+        "| | " + " | ".join(f"{size:,}" for size in sizes) + " |",
+        "|---|" + "--:|" * len(sizes),
+    ]
+    for name, told in record["data"].items():
+        for base, curve in told["f1"].items():
+            cells = []
+            for size in map(str, sizes):
+                values = curve.get(size, [])
+                spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+            lines.append(f"| {name}, from {base} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
 def training(record: dict[str, Any]) -> str:
     lines = [
         "## Training\n",
@@ -107,8 +192,9 @@ def training(record: dict[str, Any]) -> str:
 
 def origin(record: dict[str, Any], name: str) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
-    counted = f"{record['questions']:,} questions, {record['windows']:,} windows. " if "questions" in record else ""
-    made = f"{counted}{record['threads']} threads; {record['processor']}; {versions}."
+    counted = f"{record['questions']:,} questions, {record['windows']:,} windows. " if "windows" in record else ""
+    threads = f"{record['threads']} threads; " if "threads" in record else ""
+    made = f"{counted}{threads}{record['processor']}; {versions}."
     return f"`{record['command']}`\n\n{made} Record: `benchmarks/results/{name}.json`.\n"
 
 

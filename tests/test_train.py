@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from safetensors.numpy import load_file
 
 import tiny as tiny_checkpoints
 from spanqa.answers import AnswerSettings, Score
+from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.evaluate import score
 from spanqa.reader import Reader
@@ -360,11 +362,21 @@ def rows_of(examples: list[Example]) -> str:
 def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "labels.csv", tmp_path / "out"
     lost = '"Who?";"Nobody was here.";Bertha'
-    data.write_text(rows_of(TRAIN) + f"\n{lost}\n", "utf-8")
+    story = ("the sea was grey and old " * 6).strip()
+    long = "\n".join(f'"Why {i}?";"It is so: {story}.";{story}' for i in range(20))
+    data.write_text(rows_of(TRAIN) + f"\n{lost}\n{long}\n", "utf-8")
     done = spanqa("train", data, "--model", base, "--out", out, "--max-steps", 4, "--evaluations", 1, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "placed" in done.stderr and "1 dropped; dropped: row-161" in done.stderr
     assert "held out to measure with: " in done.stderr
+    longest = re.search(r"answers may be (\d+) tokens long, so that 99 % of these fit", done.stderr)
+    assert longest is not None
+    assert (
+        Reader.load(out).answers.max_answer_tokens
+        == int(longest[1])
+        == len(open_checkpoint(base).tokenizer.encode(story))
+    )
+    assert "Writing model shards" not in done.stderr  # no bar but our own
     assert "step 4 of 4: f1" in done.stderr
     assert f"{out}: F1" in done.stdout
     settings = json.loads((out / "spanqa.json").read_text())

@@ -121,6 +121,11 @@ def train(
         return replace(preset(questions, width), **wishes, seed=seed)
 
     common: dict[str, Any] = {"score": score, "windows": windows, "answers": answers, "revision": revision}
+    from transformers.utils.logging import (
+        disable_progress_bar,  # from here on torch is loaded; bad data was told before
+    )
+
+    disable_progress_bar()
     if sizes is not None:
         _learning_curve(sizes, seeds or 3, examples, measured, model, out, settings_for, as_json, common)
         return
@@ -133,7 +138,7 @@ def train(
         "labels": [report.counts for report in reports],
         "command": " ".join(["spanqa", *sys.argv[1:]]),
     }
-    from spanqa.train.card import model_card  # here torch is loaded; bad data was told before
+    from spanqa.train.card import model_card
     from spanqa.train.finetune import train as fine_tune
 
     places = [out if (seeds or 1) == 1 else out.with_name(f"{out.name}.seed-{each}") for each in range(seeds or 1)]
