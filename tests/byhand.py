@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from spanqa.answers import Calibration
+from spanqa.answers import Answer, Calibration
 from spanqa.spans import WindowLogits
 from spanqa.tokens import Passage
 
@@ -36,3 +36,22 @@ def probabilities(
     weights = {place: math.exp((margin - best) / calibration.temperature) for place, margin in margins.items()}
     total = sum(weights.values())
     return {place: (1 - no_answer) * weight / total for place, weight in weights.items()}, no_answer
+
+
+def places_taken(
+    answers: Sequence[Answer], passages: Sequence[Passage], margins: Mapping[Place, float]
+) -> list[set[Place]]:
+    """Of each answer, best first: the places that share a character with it, and with no better answer."""
+    left, taken = set(margins), []
+    for answer in answers:
+        assert answer.passage_index is not None and answer.start is not None and answer.end is not None
+        offsets = passages[answer.passage_index].tokens.offsets
+        taken.append(
+            {
+                (index, first, last)
+                for index, first, last in left
+                if index == answer.passage_index and offsets[first, 0] < answer.end and offsets[last, 1] > answer.start
+            }
+        )
+        left -= taken[-1]
+    return taken

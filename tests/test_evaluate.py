@@ -44,7 +44,7 @@ ANSWERABLE = [BUILDER, LENGTH, LIVER]
 class Peaks:
     """A backend whose logits peak at the words that it was told for a question: in a window without them, at [CLS]."""
 
-    name, device, dtype = "peaks", "cpu", "fp32"
+    name, device, dtype, batches_at_once = "peaks", "cpu", "fp32", 1
 
     def __init__(self, tokenizer, told):
         def encode(text):

@@ -104,7 +104,7 @@ def test_batches_are_padded_where_no_gpu_is(mini: Reader) -> None:
 class Flat:
     """What a torch backend on a GPU looks like from outside."""
 
-    name, device, dtype = "torch", "cuda:0", "bf16"
+    name, device, dtype, batches_at_once = "torch", "cuda:0", "bf16", 1
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         raise AssertionError("not called")
@@ -113,7 +113,7 @@ class Flat:
 class Meeting:
     """A backend that answers only when two batches are in hand at once."""
 
-    name, dtype = "meeting", "fp32"
+    name, dtype, batches_at_once = "meeting", "fp32", 1
 
     def __init__(self, device: str, backend: Backend, barrier: Barrier) -> None:
         self.device, self.backend, self.barrier = device, backend, barrier
@@ -137,7 +137,7 @@ def test_replicas_work_at_the_same_time_and_answer_in_order(mini: Reader, monkey
 def test_several_devices_are_given_by_their_names() -> None:
     reader = Reader.load(device="cpu,cpu")
     assert isinstance(reader.backend, Replicas)
-    assert reader.backend.count == 2
+    assert reader.backend.batches_at_once == 4
     assert reader.ask("Who built the first pier?", HARBOUR).text == "Anna Kestrel"
 
 

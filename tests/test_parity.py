@@ -15,7 +15,7 @@ from spanqa.reader import Reader
 class Shifted:
     """The bundled model with its logits moved."""
 
-    name, device, dtype = "openvino", "cpu", "fp32"
+    name, device, dtype, batches_at_once = "openvino", "cpu", "fp32", 1
 
     def __init__(self, reader: Reader, shift: float) -> None:
         self.backend, self.shift = reader.backend, shift

@@ -47,7 +47,7 @@ def reader_of(tiny_reader: Callable[..., Reader], mini: Reader) -> Callable[[str
 class PeakedBackend:
     """Logits that peak at given tokens, wherever they stand: a model without a model."""
 
-    name, device, dtype = "peaked", "cpu", "fp32"
+    name, device, dtype, batches_at_once = "peaked", "cpu", "fp32", 1
 
     def __init__(self, start: int, end: int, height: float = 5.0) -> None:
         self.start, self.end, self.height = start, end, height
@@ -192,17 +192,10 @@ def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
     ranking = reader.decode(reading, top_k=5)
     assert bool(ranking.answers) == bool(margins)
     assert ranking.no_answer_probability == pytest.approx(no_answer, abs=1e-6)  # measured: 1.2e-7
-    for answer in ranking.answers:
-        offsets = reading.passages[answer.passage_index].tokens.offsets
-        same = [
-            place
-            for place in margins
-            if place[0] == answer.passage_index
-            and (offsets[place[1], 0], offsets[place[2], 1]) == (answer.start, answer.end)
-        ]
-        best = max(same, key=margins.__getitem__)
-        assert answer.score == pytest.approx(margins[best], abs=1e-5)  # measured: 7e-7
-        assert answer.probability == pytest.approx(expected[best], abs=1e-6)  # measured: 1.2e-7
+    taken = byhand.places_taken(ranking.answers, reading.passages, margins)
+    for answer, here in zip(ranking.answers, taken, strict=True):
+        assert answer.score == pytest.approx(max(margins[place] for place in here), abs=1e-5)  # measured: 7e-7
+        assert answer.probability == pytest.approx(sum(expected[place] for place in here), abs=1e-6)
 
 
 @every_model
@@ -451,9 +444,11 @@ def test_settings_stored_with_the_model_are_used(tiny_copy: Callable[..., Path])
     assert reader.calibrated
     (reading,) = reader.forward([("who?", [SENTENCES])])
     best = reader.decode(reading).answers[0]
-    expected, no_answer = byhand.probabilities(byhand.margins(reading.passages, reading.logits, 3), reader.calibration)
+    margins = byhand.margins(reading.passages, reading.logits, 3)
+    expected, no_answer = byhand.probabilities(margins, reader.calibration)
     assert best.no_answer_probability == pytest.approx(no_answer, abs=1e-6)
-    assert best.probability == pytest.approx(max(expected.values()), abs=1e-6)
+    (here,) = byhand.places_taken([best], reading.passages, margins)
+    assert best.probability == pytest.approx(sum(expected[place] for place in here), abs=1e-6)
     assert reader.ask("who?", SENTENCES) == best  # the stored threshold lets it pass
 
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from spanqa.answers import Answer, AnswerSettings, Calibration, NoAnswer, Ranking, least_score, rank_places
 from spanqa.backends.base import Backend, load_backend, preferred_layout
-from spanqa.backends.replicas import Replicas
 from spanqa.batches import PADDING, Batch, BatchLayout, SpanLogits, pack, plan_batches
 from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from spanqa.errors import BackendError, CheckpointError, InputError
@@ -219,8 +218,7 @@ class Reader:
         """
         stream = iter(questions)
         running: deque[tuple[list[Item], list[Running]]] = deque()
-        workers = self.backend.count if isinstance(self.backend, Replicas) else 1
-        with ThreadPoolExecutor(workers, "spanqa") as pool:
+        with ThreadPoolExecutor(self.backend.batches_at_once, "spanqa") as pool:
             try:
                 while items := self._take(stream):
                     running.append((items, self._start(items, pool)))

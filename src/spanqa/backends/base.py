@@ -25,12 +25,14 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 class Backend(Protocol):
     """Something that turns a batch into logits.
 
-    `device` and `dtype` say where and in what precision it computes, after "auto" has been settled.
+    `device` and `dtype` say where and in what precision it computes, after "auto" has been settled; `batches_at_once` how many
+    threads it is worth calling it from.
     """
 
     name: str
     device: str
     dtype: str
+    batches_at_once: int
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         """Return the logits of a batch, and the attention of the layers named in `attention`, counted from zero."""

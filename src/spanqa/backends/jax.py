@@ -80,6 +80,7 @@ class JaxBackend:
     """Weights on one JAX device, and the programs compiled so far: one for each shape and choice of attention layers."""
 
     name = "jax"
+    batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device

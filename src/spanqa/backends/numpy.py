@@ -96,6 +96,7 @@ class NumpyBackend:
     """Computes in float32, on the CPU, with whatever BLAS NumPy was built with."""
 
     name = "numpy"
+    batches_at_once = 1
     device = "cpu"
     dtype = "fp32"
 

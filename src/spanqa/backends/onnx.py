@@ -137,6 +137,7 @@ class OnnxBackend:
     """An ONNX Runtime session on one device; a second one, with attention, is made when it is first asked for."""
 
     name = "onnx"
+    batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
         self.device = device

@@ -9,6 +9,7 @@ the same whatever it shares a batch with.
 
 from collections.abc import Collection
 from functools import cache
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
@@ -119,6 +120,7 @@ class OpenVinoBackend:
     """A compiled graph on one OpenVINO device; a second one, with attention, is compiled when it is first asked for."""
 
     name = "openvino"
+    batches_at_once = 2  # one computes, the next waits in the engine's queue, which needs no Python to begin
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
         self.device = device
@@ -131,18 +133,23 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._lock = Lock()  # a request runs one batch at a time
-        self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
-        self._request(())
+        self._lock = Lock()
+        self._requests: dict[tuple[int, ...], SimpleQueue[openvino.InferRequest]] = {}
+        self._free_requests(())
 
-    def _request(self, layers: tuple[int, ...]) -> openvino.InferRequest:
-        if layers not in self._requests:
-            int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
-            graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
-            compiled = _core().compile_model(graph, self.device.upper(), self._settings)
-            self._requests = {key: value for key, value in self._requests.items() if not key}  # keep one with attention
-            self._requests[layers] = compiled.create_infer_request()
-        return self._requests[layers]
+    def _free_requests(self, layers: tuple[int, ...]) -> "SimpleQueue[openvino.InferRequest]":
+        with self._lock:
+            if layers not in self._requests:
+                int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
+                graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
+                compiled = _core().compile_model(graph, self.device.upper(), self._settings)
+                self._requests = {
+                    key: value for key, value in self._requests.items() if not key
+                }  # keep one with attention
+                self._requests[layers] = SimpleQueue()
+                for _ in range(self.batches_at_once):
+                    self._requests[layers].put(compiled.create_infer_request())
+            return self._requests[layers]
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
         layers = chosen_layers(attention, self._checkpoint.encoder.layers)
@@ -152,12 +159,16 @@ class OpenVinoBackend:
             np.pad(getattr(batch, name), ((0, 0), (0, extra)), constant_values=PADDING if name == "window_index" else 0)
             for name in Batch.__slots__
         ]
-        with self._lock:
-            request = self._request(layers)
-            request.infer(arrays, share_inputs=True)
+        free = self._free_requests(layers)
+        request = free.get()
+        try:
+            request.start_async(arrays, share_inputs=True)
+            request.wait()
             start, end, *attentions = (request.get_output_tensor(i).data for i in range(2 + len(layers)))
             found = {layer: array[:, :, :cols, :cols].copy() for layer, array in zip(layers, attentions, strict=True)}
             return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), found if attention is not None else None)
+        finally:
+            free.put(request)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OpenVinoBackend:

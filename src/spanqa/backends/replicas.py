@@ -14,9 +14,10 @@ class Replicas:
         self.name = replicas[0].name
         self.dtype = replicas[0].dtype
         self.device = ",".join(replica.device for replica in replicas)
-        self.count = len(replicas)
+        turns = [*replicas] * replicas[0].batches_at_once  # all are of one kind
+        self.batches_at_once = len(turns)
         self._free: SimpleQueue[Backend] = SimpleQueue()
-        for replica in replicas:
+        for replica in turns:
             self._free.put(replica)
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:

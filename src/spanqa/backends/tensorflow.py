@@ -117,6 +117,7 @@ class TensorFlowBackend:
     """Weights on one TensorFlow device and a graph; one more for each choice of attention layers, when first asked for."""
 
     name = "tensorflow"
+    batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device

@@ -27,6 +27,7 @@ class TorchBackend:
     """A transformers question-answering model on one device."""
 
     name = "torch"
+    batches_at_once = 1
 
     def __init__(self, model: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device
