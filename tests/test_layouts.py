@@ -96,6 +96,22 @@ def test_a_neighbour_in_a_flat_row_does_not_move_a_window_on_torch(mini: Reader)
             np.testing.assert_allclose(row[0, place], alone, atol=1e-4, err_msg=str(i))  # measured: at most 1e-5
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_flat_rows_on_a_gpu_give_the_answers_of_the_reference(dtype: str) -> None:
+    need_backend("torch")
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    expected = list(Reader.load(backend="numpy").ask_many(PAIRS, no_answer="off"))
+    reader = Reader.load(backend="torch", device="cuda", dtype=dtype)
+    assert reader.layout == "flat"
+    answers = list(reader.ask_many(PAIRS, no_answer="off"))
+    assert [(a.text, a.start) for a in answers] == [(e.text, e.start) for e in expected]
+    np.testing.assert_allclose([a.score for a in answers], [e.score for e in expected], atol=0.3)
+
+
 def test_batches_are_padded_where_no_gpu_is(mini: Reader) -> None:
     assert mini.layout == "padded"
     assert preferred_layout(Flat()) == "flat"
