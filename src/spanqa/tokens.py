@@ -100,15 +100,14 @@ class Tokenizer:
             raise InputError(f"Expected a text, got {type(text).__name__}: {text!r:.60}.")
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):  # how tokenizers says that a string cannot be written as UTF-8
+            offsets = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        except (TypeError, UnicodeEncodeError):  # how tokenizers, or Python, says that a string cannot be written
             position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InputError(
                 f"The text holds half a surrogate pair ({text[position]!r}) at position {position}; "
                 "it is not valid Unicode. Remove it, or decode the text with errors='replace'."
             ) from None
-        ids = np.array(encoding.ids, np.int32)
-        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
-        return Tokens(ids, _without_space(text, offsets))
+        return Tokens(np.array(encoding.ids, np.int32), offsets)
 
     def word_bounds(self, text: str) -> NDArray[np.int32]:
         """Return, for each token of the text, where the word it belongs to starts and ends: int32 `[token, 2]`.
