@@ -5,6 +5,7 @@ python benchmarks/page.py        # writes docs/benchmarks.md; a test sees that i
 
 import json
 import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,109 +86,118 @@ def read(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """Return a table whose first columns hold texts, the others numbers."""
+    rule = "|" + "---|" * texts + "--:|" * (len(heads) - texts)
+    return "\n".join([f"| {' | '.join(heads)} |", rule, *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
 def side_by_side(record: dict[str, Any]) -> str:
     shown = [column for column in COLUMNS if any(column[1] in row for row in record["rows"].values())]
-    lines = ["| | " + " | ".join(head for head, _, _ in shown) + " |", "|---|" + "--:|" * len(shown)]
-    for name, row in record["rows"].items():
-        cells = [format(row[key], form) if key in row else "" for _, key, form in shown]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    rows = [
+        [name, *(format(row[key], form) if key in row else "" for _, key, form in shown)]
+        for name, row in record["rows"].items()
+    ]
     compiled = [
         f"{name}: {row['first_pass_seconds']:.0f} s for the first pass over all questions, compiling included, "
-        f"{record['questions'] / row['questions_per_s']:.0f} s for the second."
+        f"{record['questions'] / row['questions_per_s']:.0f} s for the second.\n"
         for name, row in record["rows"].items()
         if "first_pass_seconds" in row
     ]
-    return "\n".join([*lines, "", *compiled, *([""] if compiled else [])])
+    return "\n".join([table(["", *(head for head, _, _ in shown)], rows), *compiled])
 
 
 def confidence(record: dict[str, Any]) -> str:
-    rows = record["rows"]
-    lines = [
-        "## Confidence\n",
-        "spanqa-mini at the threshold and with the calibration that training stored, both fitted on held-out articles of SQuAD's "
-        "training set. ECE: expected calibration error of the outcome returned, ten equal bins, right meaning official F1 of at "
-        "least 0.5. Area: under risk over coverage; smaller is better. In all files but the first every question has an answer, so "
-        "that abstaining is always wrong.\n",
-        "| | questions | F1 | best F1 of any threshold | ECE uncalibrated | ECE | area uncalibrated | area |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    named = record["rows"].items()
+    rows = [
+        [
+            name,
+            f"{row['questions']:,}",
+            f"{row['f1']:.2f}",
+            f"{row['best_f1']:.2f}",
+            *(f"{row[f'{key}_{which}']:.3f}" for key in ("ece", "area") for which in ("uncalibrated", "calibrated")),
+        ]
+        for name, row in named
     ]
-    for name, row in rows.items():
-        cells = [f"{row['questions']:,}", f"{row['f1']:.2f}", f"{row['best_f1']:.2f}"]
-        cells += [f"{row[f'{key}_{which}']:.3f}" for key in ("ece", "area") for which in ("uncalibrated", "calibrated")]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Beside transformers 4.57.6's `pipeline` with the same weights on the same questions, drawn from each file; its `score` taken "
-        "as the probability of what it returned.\n",
-        "| | questions | right | ECE | area |",
-        "|---|--:|--:|--:|--:|",
+    beside = [
+        [
+            f"{name}, {who}",
+            f"{row['beside_transformers']['questions']:,}",
+            f"{row['beside_transformers'][who]['right']:.1%}",
+            *(f"{row['beside_transformers'][who][key]:.3f}" for key in ("ece", "area")),
+        ]
+        for name, row in named
+        if "beside_transformers" in row
+        for who in ("spanqa", "transformers")
     ]
-    for name, row in rows.items():
-        for who in ("spanqa", "transformers"):
-            if found := row.get("beside_transformers", {}).get(who):
-                cells = [f"{row['beside_transformers']['questions']:,}", f"{found['right']:.1%}"]
-                cells += [f"{found[key]:.3f}" for key in ("ece", "area")]
-                lines.append(f"| {name}, {who} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+    heads = ("questions", "F1", "best F1 of any threshold", "ECE uncalibrated", "ECE", "area uncalibrated", "area")
+    return f"""## Confidence
+
+spanqa-mini at the threshold and with the calibration stored with it, both fitted on held-out articles of SQuAD's training set. ECE:
+expected calibration error of the outcome returned, ten equal bins, right meaning official F1 of at least 0.5. Area: under risk over
+coverage; smaller is better. In all files but the first every question has an answer, so that abstaining is always wrong.
+
+{table(("", *heads), rows)}
+Beside transformers 4.57.6's `pipeline` with the same weights on the same questions, drawn from each file; its `score` taken as the
+probability of what it returned.
+
+{table(("", "questions", "right", "ECE", "area"), beside)}"""
 
 
 def ten_passages(record: dict[str, Any]) -> str:
-    lines = [
-        "## Ten passages, of which one holds the answer\n",
-        f"{record['questions']:,} answerable questions of SQuAD 2.0's development set, each with its paragraph among nine others of the "
-        "same article. The last row but one is a bound: how often the best ten places touch the right paragraph at all.\n",
-        "| | right passage first |",
-        "|---|--:|",
-        *(f"| {name} | {share:.1%} |" for name, share in record["shares"].items()),
-    ]
-    return "\n".join([*lines, ""])
+    shares = table(("", "right passage first"), [(name, f"{share:.1%}") for name, share in record["shares"].items()])
+    return f"""## Ten passages, of which one holds the answer
+
+{record["questions"]:,} answerable questions of SQuAD 2.0's development set, each with its paragraph among nine others of the same
+article. "Right answer among the ten best places" is a bound: how often these touch the right paragraph at all.
+
+{shares}"""
 
 
 def layouts_f1(record: dict[str, Any]) -> str:
-    lines = [
-        "## The same training without padding\n",
-        f"F1 of spanqa-mini after one pass over {record['questions']:,} questions of PolicyQA, three seeds, the same windows in the "
-        "same steps.\n",
-        "| | F1 by seed | mean | deviation |",
-        "|---|---|--:|--:|",
+    rows = [
+        [layout, ", ".join(f"{f1:.2f}" for f1 in f1s), f"{statistics.fmean(f1s):.2f}", f"{statistics.stdev(f1s):.2f}"]
+        for layout, f1s in record["f1"].items()
     ]
-    for layout, values in record["f1"].items():
-        told = ", ".join(f"{value:.2f}" for value in values)
-        lines.append(f"| {layout} | {told} | {statistics.fmean(values):.2f} | {statistics.stdev(values):.2f} |")
-    return "\n".join([*lines, ""])
+    return f"""## The same training without padding
+
+F1 of spanqa-mini after one pass over {record["questions"]:,} questions of PolicyQA, three seeds, the same windows in the same steps.
+
+{table(("", "F1 by seed", "mean", "deviation"), rows, texts=2)}"""
 
 
 def few_labels(record: dict[str, Any]) -> str:
-    sizes = sorted({int(size) for told in record["data"].values() for f1 in told["f1"].values() for size in f1})
-    lines = [
-        "## A new domain with few labels\n",
-        "F1 on questions of the domain that were held out, by the number of its questions trained on: mean and deviation of three "
-        "seeds. Its trunk is the sentence encoder that spanqa-mini was trained from, which never saw a question.\n",
-        "| | " + " | ".join(f"{size:,}" for size in sizes) + " |",
-        "|---|" + "--:|" * len(sizes),
+    sizes = sorted({int(size) for told in record["data"].values() for curve in told["f1"].values() for size in curve})
+    rows = [
+        [f"{name}, from {base}", *(mean_and_spread(curve.get(str(size), [])) for size in sizes)]
+        for name, told in record["data"].items()
+        for base, curve in told["f1"].items()
     ]
-    for name, told in record["data"].items():
-        for base, curve in told["f1"].items():
-            cells = []
-            for size in map(str, sizes):
-                values = curve.get(size, [])
-                spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
-                cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
-            lines.append(f"| {name}, from {base} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+    return f"""## A new domain with few labels
+
+F1 on questions of the domain that were held out, by the number of its questions trained on: mean and deviation of three seeds. Its
+trunk is the sentence encoder that spanqa-mini was trained from, which never saw a question.
+
+{table(("", *(f"{size:,}" for size in sizes)), rows)}"""
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def training(record: dict[str, Any]) -> str:
-    lines = [
-        "## Training\n",
-        f"One step each in turn, on the same windows of SQuAD 2.0's training questions in random order "
-        f"({record['useful_tokens_per_window']:.0f} tokens on average), {record['batch_size']} windows a step, {record['dtype']}.\n",
-        "| | windows/s | flat is faster by |",
-        "|---|--:|--:|",
+    rows = [
+        (name, f"{row['windows_per_s']:.1f}", f"{row['flat_is_faster_by']:.2f}") for name, row in record["rows"].items()
     ]
-    for name, row in record["rows"].items():
-        lines.append(f"| {name} | {row['windows_per_s']:.1f} | {row['flat_is_faster_by']:.2f} |")
-    return "\n".join([*lines, ""])
+    return f"""## Training
+
+One step each in turn, on the same windows of SQuAD 2.0's training questions in random order
+({record["useful_tokens_per_window"]:.0f} tokens on average), {record["batch_size"]} windows a step, {record["dtype"]}.
+
+{table(("", "windows/s", "flat is faster by"), rows)}"""
 
 
 def origin(record: dict[str, Any], name: str) -> str:
