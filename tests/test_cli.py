@@ -35,7 +35,7 @@ def test_ask_prints_the_answer_with_its_sentence_and_place() -> None:
     done = spanqa("ask", QUESTION, HARBOUR)
     answer, sentence, place = done.stdout.splitlines()
     assert answer.startswith("Anna Kestrel  (")
-    assert "uncalibrated" in answer
+    assert "uncalibrated" not in answer
     assert "by the engineer [Anna Kestrel], who" in sentence
     assert "characters 141-153" in place
     assert (done.returncode, done.stderr) == (0, "")
@@ -184,7 +184,7 @@ def test_info_tells_what_is_here_and_what_auto_takes() -> None:
     facts = json.loads(spanqa("info", "--json", "--backend", "numpy").stdout)
     assert facts["would use"] == {"backend": "numpy", "device": "cpu", "dtype": "fp32", "because": "it was asked for"}
     assert facts["backends"]["openvino"]["installed"]
-    assert facts["settings"]["probability"] == "uncalibrated"
+    assert facts["settings"]["probability"] == "calibrated"
 
 
 def test_version_and_help_answer() -> None:

@@ -187,7 +187,7 @@ def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
     reader = reader_of(model)
     (reading,) = reader.forward([(question, passages)])
     margins = byhand.margins(reading.passages, reading.logits, 30)
-    expected, no_answer = byhand.probabilities(margins)
+    expected, no_answer = byhand.probabilities(margins, reader.calibration)
     assert no_answer + sum(expected.values()) == pytest.approx(1, abs=1e-9)
     ranking = reader.decode(reading, top_k=5)
     assert bool(ranking.answers) == bool(margins)
@@ -496,7 +496,7 @@ def test_settings_that_cannot_be_used_are_refused(
 
 def test_a_reader_with_other_settings_leaves_the_first_as_it_was(mini: Reader) -> None:
     short = mini.with_settings(answers=AnswerSettings(max_answer_tokens=1))
-    assert short.ask("Who built the pier?", PIER, threshold=NEVER_EMPTY).text in ("Anna", "Kestrel")
+    assert short.ask("Who built the pier?", PIER, threshold=NEVER_EMPTY).text in ("Anna", "Ke", "strel")  # a token
     assert mini.ask("Who built the pier?", PIER).text == "Anna Kestrel"
     narrow = mini.with_settings(windows=WindowSettings(20))
     assert narrow.ask("Who built the pier?", PIER).text == "Anna Kestrel"
@@ -635,7 +635,9 @@ def test_answers_below_the_least_probability_are_not_given(mini: Reader) -> None
     assert (nothing.text, nothing.score) == ("", answer.score)
     places = mini.rank(question, [PIER], no_answer="off", top_k=9)
     least = places[1].probability
-    assert mini.rank(question, [PIER], no_answer="off", top_k=9, min_probability=least) == places[:2]
+    likely = [place for place in places if place.probability >= least]
+    assert 1 < len(likely) < len(places)
+    assert mini.rank(question, [PIER], no_answer="off", top_k=9, min_probability=least) == likely
 
 
 def test_impossible_wishes_are_refused(mini: Reader) -> None:

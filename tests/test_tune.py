@@ -98,7 +98,7 @@ def test_evidence_agrees_with_what_the_reader_answers(mini: Reader) -> None:
     examples = read_squad(HARBOUR)
     evidence = gather(mini, examples)
     assert len(evidence) == len(examples)
-    probabilities, right = outcomes(evidence, Calibration(), 0.0)
+    probabilities, right = outcomes(evidence, mini.calibration, 0.0)
     for example, probability, correct in zip(examples, probabilities, right, strict=True):
         answer = mini.ask(example.question, example.passage, threshold=0.0)
         assert answer.probability == pytest.approx(probability, abs=0.02)
