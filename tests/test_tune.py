@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spanqa.answers import Calibration
 from spanqa.checkpoint import find, open_checkpoint
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate import question_scores
