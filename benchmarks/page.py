@@ -22,7 +22,7 @@ interleaved in one run, on the same questions, at equal threads and with the sam
 transformers 4.57.6's `pipeline("question-answering")` at its best batch size in that run, which computes in fp32. *GFLOP/s* count
 useful tokens only: what a contender computes on padding, or twice, counts against it. *Of matmul* is that rate as a share of
 `torch.matmul` (2048 x 1024 x 4096, same dtype and threads) in the same run. Int8 copies were made by `spanqa quantize`, of
-spanqa-mini with 200 questions of SQuAD's training set to calibrate and 1,000 to fit the threshold, of the shape of BERT-large with 4.
+spanqa-mini with 200 questions to calibrate, of the shape of BERT-large with 4.
 """
 
 SIDE_BY_SIDE = (

@@ -60,7 +60,8 @@ def test_an_int8_copy_answers_and_says_how_it_was_made(quantized: Path, mini: Re
 def test_the_floats_of_an_int8_copy_are_those_of_the_model(quantized: Path, mini: Reader) -> None:
     reader = Reader.load(quantized, dtype="fp32")
     ours, theirs = (each.ask("Who built the first pier?", HARBOUR, threshold=0.0) for each in (reader, mini))
-    assert ours == theirs
+    assert (ours.text, ours.start, ours.score) == (theirs.text, theirs.start, theirs.score)
+    assert not reader.calibrated  # the copy's threshold is new, the calibration was fitted to other scores
 
 
 @needs_nncf

@@ -92,7 +92,7 @@ def gather(reader: Reader, examples: Sequence[Example], progress: Callable[[int]
         ((span, taken),) = spans
         start, end = passage.tokens.offsets[span.start_token, 0], passage.tokens.offsets[span.end_token, 1]
         found = score_question(example, passage.text[start:end])
-        legal = band[np.isfinite(band)].astype(np.float64)
+        legal = band[np.isfinite(band)]
         best.append(span.score)
         f1.append(found.f1)
         exact.append(found.exact)
