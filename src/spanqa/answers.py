@@ -96,8 +96,9 @@ class Answer:
 
     `text` is `passage[start:end]`: code points of the caller's own string, end exclusive; "" when the passage does not
     hold the answer, and then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over
-    "no answer" in logits (-inf where there was nothing to read); `probability`, in [0, 1], is that the answer lies at this place
-    or one that overlaps it; `no_answer_probability` that there is none. `sentence` is the sentence around the answer, at `sentence_start`. `passage_index` counts the passages given.
+    "no answer" in logits (-inf where there was nothing to read); `probability`, in [0, 1], is that the answer lies at
+    this place or one that overlaps it; `no_answer_probability` that there is none. `sentence` is the sentence around the
+    answer, at `sentence_start`. `passage_index` counts the passages given.
     """
 
     text: str
@@ -231,7 +232,7 @@ _BREAK = re.compile(
       | (?P<wide>[。！？]+[」』”]*)
       | (?P<blank>\n[^\S\n]*\n)
       | (?P<line>\n) (?=[^\S\n]*(?:[-*•–]\s|\d+[.)]\s|\[|\d{4}-))     # a list item, a log line
-    """.replace("\r", ""),
+    """,
     re.VERBOSE,
 )
 _ABBREVIATION = re.compile(

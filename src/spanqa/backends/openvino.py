@@ -143,12 +143,11 @@ class OpenVinoBackend:
                 int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
                 graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
                 compiled = _core().compile_model(graph, self.device.upper(), self._settings)
-                self._requests = {
-                    key: value for key, value in self._requests.items() if not key
-                }  # keep one with attention
-                self._requests[layers] = SimpleQueue()
+                requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
                 for _ in range(self.batches_at_once):
-                    self._requests[layers].put(compiled.create_infer_request())
+                    requests.put(compiled.create_infer_request())
+                # of the graphs that return attention, the last one is kept
+                self._requests = {key: kept for key, kept in self._requests.items() if not key} | {layers: requests}
             return self._requests[layers]
 
     def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:

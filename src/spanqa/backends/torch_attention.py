@@ -14,6 +14,8 @@ import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from spanqa.backends.torch_dropout import byte_dropout
+
 NAME = "spanqa_flat"
 
 _WIDTH_MULTIPLE = 32
@@ -74,7 +76,8 @@ def _plain(
         scores = (q * scaling) @ k.transpose(2, 3)
         beyond = torch.arange(width) >= torch.tensor(there)[:, None]
         scores = scores.masked_fill(beyond[:, None, None], -torch.inf)
-        found = (torch.dropout(scores.softmax(-1), dropout, train=dropout > 0) @ v).transpose(1, 2)
+        shares = scores.softmax(-1)
+        found = ((byte_dropout(shares, dropout) if dropout else shares) @ v).transpose(1, 2)
         mixed += [window[:length] for window, length in zip(found, there, strict=True)]
     return torch.cat(mixed)[None]
 

@@ -28,6 +28,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from spanqa.answers import AnswerSettings
 from spanqa.backends.torch import auto_dtype
+from spanqa.backends.torch_dropout import use_byte_dropout
 from spanqa.batches import BatchLayout
 from spanqa.checkpoint import Checkpoint, open_checkpoint
 from spanqa.encoder import FAMILIES
@@ -225,6 +226,7 @@ def _network(base: Checkpoint, dropout: float | None) -> tuple[Any, bool]:
             f"{str(base.path)!r} lacks {len(lacking)} parameters beside the head, such as {sorted(lacking)[0]}. "
             "Is it an encoder, and was it saved whole?"
         )
+    use_byte_dropout(network)
     return network, not report["missing_keys"]
 
 
