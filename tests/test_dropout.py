@@ -44,7 +44,9 @@ def test_the_seed_decides_and_nothing_is_dropped_when_reading() -> None:
 
 
 def test_every_dropout_of_a_network_is_by_bytes() -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Dropout(0.2)), torch.nn.Dropout(0.4))
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Dropout(0.2)), torch.nn.Dropout(0.4)
+    )
     use_byte_dropout(network)
     found = [(module.p, type(module)) for module in network.modules() if isinstance(module, torch.nn.Dropout)]
     assert found == [(0.2, ByteDropout), (0.4, ByteDropout)]
