@@ -21,7 +21,7 @@ def byte_dropout(values: torch.Tensor, p: float) -> torch.Tensor:
     return (values * keep).mul_(_BYTE / (_BYTE - dropped))
 
 
-class ByteDropout(torch.nn.Dropout):
+class ByteDropout(torch.nn.Dropout):  # type: ignore[misc]
     """torch's layer, with `byte_dropout` while training."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
