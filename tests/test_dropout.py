@@ -1,11 +1,17 @@
 """Dropout by bytes: how much it drops, what it does to gradients, and that what is trained uses it."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from spanqa.backends.torch_attention import flat_attention  # noqa: E402
 from spanqa.backends.torch_dropout import ByteDropout, byte_dropout, use_byte_dropout  # noqa: E402
+from spanqa.checkpoint import open_checkpoint  # noqa: E402
+from spanqa.train.finetune import _network  # noqa: E402
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
@@ -50,3 +56,21 @@ def test_every_dropout_of_a_network_is_by_bytes() -> None:
     use_byte_dropout(network)
     found = [(module.p, type(module)) for module in network.modules() if isinstance(module, torch.nn.Dropout)]
     assert found == [(0.2, ByteDropout), (0.4, ByteDropout)]
+
+
+def test_what_is_trained_drops_by_bytes(tiny: Callable[..., Path]) -> None:
+    network, _ = _network(open_checkpoint(tiny("bert")), 0.3)
+    found = {(module.p, type(module)) for module in network.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == {(0.3, ByteDropout)}
+
+
+def test_attention_drops_by_bytes_while_training_in_bfloat16() -> None:
+    queries = torch.zeros(1, 1, 16, 16, dtype=torch.bfloat16, requires_grad=True)  # all keys get the same share
+    values = torch.eye(16, dtype=torch.bfloat16)[None, None]  # so the output is the shares
+    torch.manual_seed(0)
+    mixed, _ = flat_attention(torch.nn.Module(), queries, queries, values, None, window_lengths=[16], dropout=0.25)
+    torch.manual_seed(0)
+    padded = torch.zeros(1, 1, 32, 32, dtype=torch.bfloat16)  # windows are widened to 32
+    padded[..., :16] = 1 / 16
+    assert torch.equal(mixed[0, :, 0], byte_dropout(padded, 0.25)[0, 0, :16, :16])
+    assert (mixed == 0).any()

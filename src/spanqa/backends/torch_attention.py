@@ -76,8 +76,7 @@ def _plain(
         scores = (q * scaling) @ k.transpose(2, 3)
         beyond = torch.arange(width) >= torch.tensor(there)[:, None]
         scores = scores.masked_fill(beyond[:, None, None], -torch.inf)
-        shares = scores.softmax(-1)
-        found = ((byte_dropout(shares, dropout) if dropout else shares) @ v).transpose(1, 2)
+        found = (byte_dropout(scores.softmax(-1), dropout) @ v).transpose(1, 2)
         mixed += [window[:length] for window, length in zip(found, there, strict=True)]
     return torch.cat(mixed)[None]
 

@@ -1,6 +1,6 @@
-"""Dropout for training on CPUs, where torch draws one random number for each element and so spends half of a step.
+"""Dropout for training on CPUs, where torch draws one random number for each element, which takes much of a step.
 
-A byte is enough to tell whether an element stays: one draw of 64 bits decides on eight. Five times as fast as torch's.
+A byte is enough to tell whether an element stays: one draw of 64 bits decides on eight.
 """
 
 import torch
@@ -26,7 +26,7 @@ class ByteDropout(torch.nn.Dropout):  # type: ignore[misc]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the values, some of them dropped while training."""
-        return byte_dropout(input, self.p) if self.training and self.p else input
+        return byte_dropout(input, self.p) if self.training else input
 
 
 def use_byte_dropout(network: torch.nn.Module) -> None:
