@@ -22,7 +22,8 @@ interleaved in one run, on the same questions, at equal threads and with the sam
 transformers 4.57.6's `pipeline("question-answering")` at its best batch size in that run, which computes in fp32. *GFLOP/s* count
 useful tokens only: what a contender computes on padding, or twice, counts against it. *Of matmul* is that rate as a share of
 `torch.matmul` (2048 x 1024 x 4096, same dtype and threads) in the same run. Int8 copies were made by `spanqa quantize`, of
-spanqa-mini with 200 questions to calibrate, of the shape of BERT-large with 4.
+spanqa-mini with 200 questions to calibrate, of the shape of BERT-large with 4. *Weights* is the
+beginning of their SHA-256: F1 can be compared only where it is the same.
 """
 
 SIDE_BY_SIDE = (
@@ -204,7 +205,8 @@ def origin(record: dict[str, Any], name: str) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
     counted = f"{record['questions']:,} questions, {record['windows']:,} windows. " if "windows" in record else ""
     threads = f"{record['threads']} threads; " if "threads" in record else ""
-    made = f"{counted}{threads}{record['processor']}; {versions}."
+    weights = f"Weights {record['model']['sha256'][:12]}. " if "model" in record else ""
+    made = f"{counted}{weights}{threads}{record['processor']}; {versions}."
     return f"`{record['command']}`\n\n{made} Record: `benchmarks/results/{name}.json`.\n"
 
 
