@@ -29,7 +29,7 @@ OTHERWISE = {
     **dict.fromkeys(
         ("parameters-034", "parameters-035", "keywords-012", "keywords-013"), "max_question_len was ignored"
     ),
-    **dict.fromkeys(("ordinary-176", "parameters-070"), "a word was cut at the edge of a window"),
+    **dict.fromkeys(("ordinary-176", "parameters-033"), "a word was cut at the edge of a window"),
     "dict-006": "a context string was zipped letter by letter with a list of questions",
 }
 EMPTY_CANDIDATES = {  # an answer "" of probability 0 was added though no-answer was not asked for

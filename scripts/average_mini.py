@@ -1,0 +1,54 @@
+"""Average the weights of two stages of spanqa-mini and fit threshold and calibration again, on the held-out articles.
+
+    python scripts/average_mini.py TRAIN FIRST LAST SHARE OUT
+
+OUT is LAST with weights `SHARE * FIRST + (1 - SHARE) * LAST`, in half precision (Wortsman et al. 2022,
+https://arxiv.org/abs/2203.05482). The articles are those that `spanqa train` held out.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from spanqa import Reader, read_squad
+from spanqa.evaluate.tune import fit, gather, store
+from spanqa.squad import write_json
+from spanqa.train.labels import hold_out
+
+
+def main() -> None:
+    data, first, last, share, out = *map(Path, sys.argv[1:4]), float(sys.argv[4]), Path(sys.argv[5])
+    questions = hold_out(read_squad(data))[1]
+    work = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(last, work)
+    parts = [(share, load_file(first / "model.safetensors")), (1 - share, load_file(last / "model.safetensors"))]
+    mixed = {
+        name: sum(part * weights[name].astype(np.float32) for part, weights in parts).astype(np.float16)
+        for name in parts[0][1]
+    }
+    save_file(mixed, work / "model.safetensors", {"format": "pt"})
+    reader = Reader.load(work)
+    sha256 = hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()
+    tuned = fit(gather(reader, questions), reader.answers.no_answer_threshold, sha256)
+    store(reader.checkpoint, tuned)
+    settings = json.loads((work / "spanqa.json").read_text())
+    averaged = {
+        "shares": {first.name: share, last.name: 1 - share},
+        "dev_f1": tuned.value,
+        "backend": f"{reader.backend.name} {reader.backend.dtype}",
+    }
+    write_json(work / "spanqa.json", settings | {"training": settings["training"] | {"averaged": averaged}})
+    work.replace(out)
+    print(
+        f"{out}: F1 {tuned.value:.2f} on {tuned.questions:,} held-out questions, threshold {tuned.no_answer_threshold}"
+    )
+
+
+if __name__ == "__main__":
+    main()
