@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def main() -> None:
     show(rows)
     if arguments.out:
         record = {
-            "command": " ".join(["python", "benchmarks/confidence.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/confidence.py", *sys.argv[1:]]),
             "model": {"name": reader.checkpoint.path.name, "sha256": reader.checkpoint.sha256},
             "calibration": {name: getattr(reader.calibration, name) for name in ("a", "b", "temperature")},
             "no_answer_threshold": reader.answers.no_answer_threshold,

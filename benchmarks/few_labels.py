@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 from dataclasses import replace
 from importlib.metadata import version
@@ -44,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     bases = {"spanqa-mini": MINI, **({"its trunk": arguments.trunk} if arguments.trunk else {})}
     record = {
-        "command": " ".join(["python", "benchmarks/few_labels.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/few_labels.py", *sys.argv[1:]]),
         "model": {"name": "spanqa-mini", "sha256": open_checkpoint(MINI).sha256},
         "processor": processor(),
         "versions": {"spanqa": __version__, **{name: version(name) for name in ("torch", "transformers")}},

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -75,7 +76,7 @@ def measure(arguments: argparse.Namespace, model: Path) -> dict:
         if compiled is False:
             differences = parity(reader, model, windows[:24])
     return {
-        "command": " ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else arguments.device,
         "dtype": arguments.dtype,
         "shape": arguments.shape,

@@ -9,6 +9,7 @@ seeds, the same windows in the same steps: in flat rows, packed into rows of 512
 import argparse
 import json
 import random
+import shlex
 import statistics
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def main() -> None:
     Console(width=120).print(table)
     if arguments.out:
         record = {
-            "command": " ".join(["python", "benchmarks/layouts_f1.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/layouts_f1.py", *sys.argv[1:]]),
             "model": {"name": "spanqa-mini", "sha256": open_checkpoint(MINI).sha256},
             "questions": arguments.questions,
             "measured_on": len(dev),

@@ -15,10 +15,12 @@ import json
 import os
 import platform
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -123,17 +125,23 @@ def choose_examples(data: str, questions: int, shuffle: bool) -> list[Example]:
 def work(model: Path, examples: list[Example]) -> dict[str, float]:
     """Windows, useful tokens, and billions of floating-point operations of the questions."""
     reader = Reader.load(model, backend="numpy")
-    config, tokenizer = reader.checkpoint.encoder, reader.checkpoint.tokenizer
-    lengths = [
+    config = reader.checkpoint.encoder
+    lengths = window_lengths(reader, examples)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    each = (config.layers * n * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * n) for n in lengths)
+    return {"windows": len(lengths), "tokens": sum(lengths), "gflop": sum(each) / 1e9}
+
+
+def window_lengths(reader: Reader, examples: Iterable[Example]) -> list[int]:
+    """The tokens of each window of the questions."""
+    tokenizer = reader.checkpoint.tokenizer
+    return [
         len(window)
         for example in examples
         for window in make_windows(
             tokenizer.encode(example.question), tokenizer.encode_passage(example.passage), tokenizer.layout, reader.windows
         )
     ]  # fmt: skip
-    hidden, inner = config.hidden_size, config.intermediate_size
-    each = (config.layers * n * (2 * (4 * hidden**2 + 2 * hidden * inner) + 4 * hidden * n) for n in lengths)
-    return {"windows": len(lengths), "tokens": sum(lengths), "gflop": sum(each) / 1e9}
 
 
 def make_bert_large_shape(folder: Path) -> None:
@@ -209,7 +217,7 @@ def run(arguments: argparse.Namespace, model: Path) -> None:
     show(rows)
     if arguments.out:
         record = {
-            "command": " ".join(["python", "benchmarks/side_by_side.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/side_by_side.py", *sys.argv[1:]]),
             "shape": arguments.shape,
             "model": describe_file(model / "model.safetensors"),
             "data": arguments.data,

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def main() -> None:
     Console(width=120).print(table)
     if arguments.out:
         record = {
-            "command": " ".join(["python", "benchmarks/ten_passages.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/ten_passages.py", *sys.argv[1:]]),
             "questions": len(tasks),
             "model": {"name": "spanqa-mini", "sha256": reader.checkpoint.sha256},
             "backend": f"{reader.backend.name} {reader.backend.dtype}",

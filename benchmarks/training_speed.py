@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import sys
 import time
 from importlib.metadata import version
@@ -70,7 +71,7 @@ def main() -> None:
     Console(width=120).print(table)
     if arguments.out:
         record = {
-            "command": " ".join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
             **{name: getattr(arguments, name) for name in ("steps", "batch_size", "dtype", "threads", "device")},
             "useful_tokens_per_window": sum(map(len, features)) / len(features),
             "processor": processor(),
