@@ -40,15 +40,13 @@ def main() -> None:
     lengths = window_lengths(reader, examples)
     pool = random.Random(0)
     many = pool.choices(lengths, k=MILLION)
-    arrived = pool.sample(lengths, len(lengths))
+    arrived = pool.sample(range(len(lengths)), len(lengths))
     rows = {
         f"every window padded to {reader.windows.max_seq_length}": {
             "useful": sum(lengths) / (len(lengths) * reader.windows.max_seq_length)
         },
         "batches of 32 in random order": {
-            "useful": useful(
-                arrived, ([[i] for i in range(at, min(at + 32, len(arrived)))] for at in range(0, len(arrived), 32))
-            )
+            "useful": useful(lengths, ([[i] for i in arrived[at : at + 32]] for at in range(0, len(arrived), 32)))
         },
     }
     for layout in LAYOUTS:
