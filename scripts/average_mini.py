@@ -6,7 +6,6 @@ OUT is LAST with weights `SHARE * FIRST + (1 - SHARE) * LAST`, in half precision
 https://arxiv.org/abs/2203.05482). The articles are those that `spanqa train` held out.
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from spanqa import Reader, read_squad
+from spanqa.evaluate.record import questions_sha256
 from spanqa.evaluate.tune import fit, gather, store
 from spanqa.squad import write_json
 from spanqa.train.labels import hold_out
@@ -34,8 +34,7 @@ def main() -> None:
     }
     save_file(mixed, work / "model.safetensors", {"format": "pt"})
     reader = Reader.load(work)
-    sha256 = hashlib.sha256("\n".join(question.id for question in questions).encode()).hexdigest()
-    tuned = fit(gather(reader, questions), reader.answers.no_answer_threshold, sha256)
+    tuned = fit(gather(reader, questions), reader.answers.no_answer_threshold, questions_sha256(questions))
     store(reader.checkpoint, tuned)
     settings = json.loads((work / "spanqa.json").read_text())
     averaged = {

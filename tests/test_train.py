@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,18 +19,21 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from safetensors.numpy import load_file
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 import tiny as tiny_checkpoints
 from spanqa.answers import AnswerSettings, Score
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.evaluate import score
+from spanqa.evaluate.record import questions_sha256
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
 from spanqa.train import finetune
 from spanqa.train.curve import Point, advice, gain_of_twice, learning_curve, plot
 from spanqa.train.finetune import train
+from spanqa.train.labels import hold_out
 from spanqa.train.loop import InterruptedTrainingError, TrainingError
 from spanqa.train.settings import TrainSettings, preset
 
@@ -404,6 +408,31 @@ def test_of_several_seeds_the_best_is_kept(base: Path, tmp_path: Path) -> None:
     assert settings["dev_f1"] == pytest.approx(max(first, second), abs=0.01)
     assert settings["settings"]["seed"] == (1 if second > first else 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.csv", "out", "train.csv"]
+
+
+def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: Path, tmp_path: Path) -> None:
+    passages = [
+        {"context": e.passage, "qas": [{"id": e.id, "question": e.question, "answers": [{"text": a.text, "answer_start": a.start} for a in e.answers]}]}
+        for e in TRAIN
+    ]  # fmt: skip
+    (tmp_path / "train.json").write_text(json.dumps({"data": [{"paragraphs": [each]} for each in passages]}))
+    for name, times in (("first", 1), ("last", 3)):
+        shutil.copytree(base, tmp_path / name)
+        (tmp_path / name / "spanqa.json").write_text(json.dumps({"format": "spanqa/1", "training": {"steps": times}}))
+        scaled = {key: array * times for key, array in weights(base).items()}
+        save_file(scaled, tmp_path / name / "model.safetensors", {"format": "pt"})
+    script = Path(__file__).parents[1] / "scripts" / "average_mini.py"
+    given = [tmp_path / "train.json", tmp_path / "first", tmp_path / "last", "0.25", tmp_path / "out"]
+    done = subprocess.run([sys.executable, script, *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after = weights(base), weights(tmp_path / "out")
+    assert all(after[name].dtype == np.float16 for name in before)
+    assert all(np.allclose(after[name], 2.5 * before[name], atol=2e-3) for name in before)
+    settings = json.loads((tmp_path / "out" / "spanqa.json").read_text())
+    assert settings["calibration"]["data_sha256"] == questions_sha256(hold_out(TRAIN)[1])
+    assert settings["training"]["steps"] == 3
+    assert settings["training"]["averaged"]["shares"] == {"first": 0.25, "last": 0.75}
+    assert not (tmp_path / "out.tmp").exists()
 
 
 def test_the_command_draws_a_learning_curve(base: Path, tmp_path: Path) -> None:

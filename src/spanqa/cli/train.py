@@ -193,10 +193,9 @@ def _questions(
 
 def _deliver(places: list[Path], out: Path, dev: Path | None, measured: "list[Example]", as_json: bool) -> None:
     """Keep the best seed, fit its threshold and calibration, and say what it is worth."""
-    import hashlib
     import shutil
 
-    from spanqa.evaluate.record import describe_file
+    from spanqa.evaluate.record import describe_file, questions_sha256
     from spanqa.evaluate.tune import fit, gather, store
     from spanqa.reader import Reader
 
@@ -208,8 +207,7 @@ def _deliver(places: list[Path], out: Path, dev: Path | None, measured: "list[Ex
         for place in places:
             shutil.rmtree(place, ignore_errors=True)
     reader = Reader.load(out)
-    ids = hashlib.sha256("\n".join(example.id for example in measured).encode()).hexdigest()
-    digest = ids if dev is None else describe_file(dev)["sha256"]
+    digest = questions_sha256(measured) if dev is None else describe_file(dev)["sha256"]
     tuned = fit(gather(reader, measured), reader.answers.no_answer_threshold, digest)
     store(reader.checkpoint, tuned)
     if as_json:

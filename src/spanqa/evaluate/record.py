@@ -19,6 +19,7 @@ from spanqa import __version__
 from spanqa.backends.base import BACKENDS, package_version
 from spanqa.errors import DatasetError
 from spanqa.reader import Reader
+from spanqa.squad import Example
 
 
 def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
@@ -56,6 +57,11 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
             return {"file": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}. Check the name.") from error
+
+
+def questions_sha256(examples: Iterable[Example]) -> str:
+    """Return what names a part of a data set that is no file of its own: the hash of its questions' ids, in their order."""
+    return hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()
 
 
 def reader_packages(reader: Reader) -> tuple[str, ...]:
