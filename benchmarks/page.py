@@ -188,15 +188,10 @@ def few_labels(record: dict[str, Any]) -> str:
         for name, told in record["data"].items()
         for base, curve in told["f1"].items()
     ]
-    beside = any("its trunk" in told["f1"] for told in record["data"].values())
-    trunk = (
-        "\nIts trunk is the sentence encoder that spanqa-mini was trained from, which never saw a question."
-        if beside
-        else ""
-    )
     return f"""## A new domain with few labels
 
-F1 on questions of the domain that were held out, by the number of its questions trained on: mean and deviation of three seeds.{trunk}
+F1 on questions of the domain that were held out, by the number of its questions trained on: mean and deviation of three seeds.
+Its trunk is the sentence encoder that spanqa-mini was trained from, which never saw a question.
 
 {table(("", *(f"{size:,}" for size in sizes)), rows)}"""
 

@@ -411,11 +411,11 @@ def test_of_several_seeds_the_best_is_kept(base: Path, tmp_path: Path) -> None:
 
 
 def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: Path, tmp_path: Path) -> None:
-    passages = [
-        {"context": e.passage, "qas": [{"id": e.id, "question": e.question, "answers": [{"text": a.text, "answer_start": a.start} for a in e.answers]}]}
-        for e in TRAIN
-    ]  # fmt: skip
-    (tmp_path / "train.json").write_text(json.dumps({"data": [{"paragraphs": [each]} for each in passages]}))
+    paragraphs = []
+    for e in TRAIN:
+        answers = [{"text": answer.text, "answer_start": answer.start} for answer in e.answers]
+        paragraphs.append({"context": e.passage, "qas": [{"id": e.id, "question": e.question, "answers": answers}]})
+    (tmp_path / "train.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     for name, times in (("first", 1), ("last", 3)):
         shutil.copytree(base, tmp_path / name)
         (tmp_path / name / "spanqa.json").write_text(json.dumps({"format": "spanqa/1", "training": {"steps": times}}))
