@@ -20,7 +20,8 @@ import hypothesis
 import pytest
 
 import tiny as tiny_checkpoints
-from spanqa.backends.base import BACKENDS, Backend, load_backend
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.checkpoint import BUNDLED, find, open_checkpoint
 from spanqa.reader import Reader
 

@@ -1,5 +1,6 @@
 """What every backend must do, over all that are installed and all families; `numpy` is the reference."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spanqa.backends import base
-from spanqa.backends.base import BACKENDS, Backend, choose_backend, load_backend
+from spanqa.backends import registry
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import BACKENDS, choose_backend, load_backend
 from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad
 from spanqa.checkpoint import Checkpoint, find, open_checkpoint
-from spanqa.errors import BackendError, BackendNotInstalledError, InputError
+from spanqa.errors import BackendError, InputError, NotInstalledError
+from spanqa.extras import NEEDS
 from spanqa.spans import passage_band, split_logits
 from spanqa.windows import Window, WindowSettings, make_windows
 from tiny import FAMILIES, MAX_SEQ_LENGTH, SENTENCES
@@ -310,18 +313,18 @@ def checkpoint(tiny: Callable[..., Path]) -> Checkpoint:
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     """Make packages look as if they were not installed."""
-    find = base.importlib.util.find_spec
-    monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None if name in packages else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in packages else find(name))
 
 
 def test_auto_takes_openvino_on_a_machine_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_torch_sees_gpu", lambda: False)
+    monkeypatch.setattr(registry, "_torch_sees_gpu", lambda: False)
     assert choose_backend("bert") == ("openvino", "it comes with spanqa and is the fastest on CPUs")
 
 
 def test_auto_takes_torch_where_it_sees_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base.BackendInfo, "installed", True)
-    monkeypatch.setattr(base, "_torch_sees_gpu", lambda: True)
+    monkeypatch.setattr(registry.BackendInfo, "installed", True)
+    monkeypatch.setattr(registry, "_torch_sees_gpu", lambda: True)
     assert choose_backend("bert") == ("torch", "torch is installed and sees a GPU")
 
 
@@ -330,7 +333,7 @@ def test_auto_takes_torch_for_what_only_torch_can_run() -> None:
 
 
 def test_auto_takes_what_else_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, *(package for info in BACKENDS.values() for package in info.packages))
+    without(monkeypatch, *(package for name in BACKENDS for package in NEEDS[name].packages))
     assert choose_backend("bert") == ("numpy", "openvino is not installed here")
 
 
@@ -349,7 +352,7 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(
 ) -> None:
     without(monkeypatch, "torch", "transformers")
     with pytest.raises(
-        BackendNotInstalledError,
+        NotInstalledError,
         match=r"'torch' needs torch and transformers, which are not installed. Install with: pip install 'spanqa\[torch\]'",
     ) as caught:
         load_backend("torch", checkpoint)
@@ -360,7 +363,7 @@ def test_a_base_dependency_that_is_missing_says_how_to_install_it(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, "openvino")
-    with pytest.raises(BackendNotInstalledError, match=r"openvino, which is not installed. .* pip install 'spanqa'"):
+    with pytest.raises(NotInstalledError, match=r"openvino, which is not installed. .* pip install 'spanqa'"):
         load_backend("openvino", checkpoint)
 
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import tiny as tiny_checkpoints
 from reference import assert_gives_the_logits_of_transformers, first_window
-from spanqa.backends.base import BACKENDS, Backend, load_backend
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint, verify_weights, weight_files
 from spanqa.errors import CheckpointError, UnsupportedModelError
 from spanqa.reader import Reader

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from reference import PAIRS, TOLERANCE, TransformersModel, assert_gives_the_logits_of_transformers, first_window
-from spanqa.backends.base import BACKENDS, Backend
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import BACKENDS
 from spanqa.encoder import ACTIVATIONS, encoder_config, stored_name, weight_shapes
 from tiny import FAMILIES
 

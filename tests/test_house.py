@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 
 import spanqa
-from spanqa.backends.base import BACKENDS
-from spanqa.quantize import QUANTIZER
+from spanqa.backends.registry import BACKENDS
+from spanqa.extras import installed
 
 SOURCE = Path(spanqa.__file__).parent
 TESTS = Path(__file__).parent
@@ -61,7 +61,7 @@ def test_importing_spanqa_loads_no_framework_and_prints_nothing() -> None:
 
 
 def test_importing_the_core_loads_no_framework() -> None:
-    loaded = loaded_by("import spanqa.reader, spanqa.squad, spanqa.backends.base, spanqa.backends.numpy")
+    loaded = loaded_by("import spanqa.reader, spanqa.squad, spanqa.backends.registry, spanqa.backends.numpy")
     assert "numpy" in loaded
     assert not loaded & HEAVY
 
@@ -126,7 +126,7 @@ def test_every_message_that_the_core_raises_is_matched_by_a_test(
     ran = {item.path for item in request.session.items}
     if request.config.option.keyword or not ran.issuperset(TESTS.glob("test_*.py")):
         pytest.skip("this needs the whole suite to run before it")
-    if not all(info.installed for info in (*BACKENDS.values(), QUANTIZER)):
+    if not all(map(installed, (*BACKENDS, "quantize"))):
         pytest.skip("this needs every backend, and nncf")
     statements = list(raise_statements())
     assert len(statements) > 60

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import need_backend
-from spanqa.backends.base import Backend, preferred_layout
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import preferred_layout
 from spanqa.backends.replicas import Replicas
 from spanqa.batches import Batch, BatchLayout, SpanLogits, pack, pack_rows, plan_batches
 from spanqa.errors import InputError

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spanqa.backends.base import Backend, load_backend
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import load_backend
 from spanqa.batches import Batch, pad
 from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint
 from spanqa.errors import BackendError

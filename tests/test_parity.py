@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from spanqa.backends.base import BACKENDS
+from spanqa.backends.registry import BACKENDS
 from spanqa.batches import Batch, SpanLogits
 from spanqa.errors import BackendError
 from spanqa.evaluate import parity

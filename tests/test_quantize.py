@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from spanqa.answers import Calibration
-from spanqa.errors import BackendError, BackendNotInstalledError, CheckpointError, InputError
-from spanqa.quantize import QUANTIZER, AccuracyLostError, Score, quantize
+from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError
+from spanqa.extras import installed
+from spanqa.quantize import Score, quantize
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HARBOUR = (EXAMPLES / "harbour.txt").read_text("utf-8")
 
-needs_nncf = pytest.mark.skipif(not QUANTIZER.installed, reason="nncf is not installed")
+needs_nncf = pytest.mark.skipif(not installed("quantize"), reason="nncf is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_a_folder_that_is_there_and_too_few_questions_are_errors(tmp_path: Path)
 
 def test_without_nncf_the_way_to_install_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BackendNotInstalledError, match=r"pip install 'spanqa\[quantize\]'"):
+    with pytest.raises(NotInstalledError, match=r"pip install 'spanqa\[quantize\]'"):
         quantize(
             "spanqa-mini",
             read_squad(EXAMPLES / "harbour.json"),

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 import byhand
 from spanqa import reader as reader_module
 from spanqa.answers import Answer, AnswerSettings
-from spanqa.backends.base import BACKENDS
+from spanqa.backends.registry import BACKENDS
 from spanqa.batches import Batch, SpanLogits
 from spanqa.checkpoint import find, open_checkpoint
 from spanqa.encoder import encoder_config, stored_name, weight_shapes

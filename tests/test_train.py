@@ -479,10 +479,9 @@ def test_wrong_usage_exits_with_2(tmp_path: Path) -> None:
 
 
 def test_without_its_packages_training_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from spanqa.backends.base import BackendInfo
     from spanqa.cli.train import train as command
-    from spanqa.errors import BackendNotInstalledError
+    from spanqa.errors import NotInstalledError
 
-    monkeypatch.setattr(BackendInfo, "installed", property(lambda self: False))
-    with pytest.raises(BackendNotInstalledError, match=r"pip install 'spanqa\[train\]'"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(NotInstalledError, match=r"pip install 'spanqa\[train\]'"):
         command([tmp_path / "x.csv"], tmp_path / "out")

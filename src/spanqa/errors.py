@@ -1,14 +1,24 @@
-"""Every error that spanqa raises on purpose.
+"""Every error and warning that spanqa raises on purpose.
 
     SpanQAError
     ├── InputError(ValueError)                a text, a parameter or a combination of them that cannot be used
     │   ├── QuestionTooLongError              the question leaves no room for the passage
-    │   └── DatasetError                      a file of questions or predictions that does not hold what it should
+    │   └── DatasetError                      a file of questions or predictions with the wrong content
     ├── CheckpointError(ValueError)           a model folder that is missing, incomplete, damaged or not understood
     │   └── UnsupportedModelError             a sound model that this backend (or spanqa) cannot run
-    └── BackendError(RuntimeError)            a backend that cannot do what was asked
-        └── BackendNotInstalledError(ImportError)
+    ├── NotInstalledError(ImportError)        a package that is needed is not installed
+    ├── BackendError(RuntimeError)            a backend cannot do what was asked
+    ├── EngineError(RuntimeError)             windows that were not read
+    │   ├── QueueFullError                    the queue is full, and the caller does not wait
+    │   ├── DeadlineError(TimeoutError)       the deadline passed first
+    │   └── ClosedError                       the reader or its engine was closed
+    ├── TrainingError(RuntimeError)           training cannot go on
+    │   └── InterruptedTrainingError          a signal stopped it; a checkpoint was written
+    └── AccuracyLostError(ValueError)         a quantized model lost more F1 than allowed
 
+    SpanQAWarning(UserWarning)                something the user should know and may ignore
+
+A request that was cancelled raises `concurrent.futures.CancelledError`, as every future does.
 Each message says what happened, with which value, what was expected, and what to do.
 """
 
@@ -26,7 +36,7 @@ class QuestionTooLongError(InputError):
 
 
 class DatasetError(InputError):
-    """A file of questions or predictions that does not hold what it should."""
+    """A file of questions or predictions with the wrong content."""
 
 
 class CheckpointError(SpanQAError, ValueError):
@@ -37,9 +47,41 @@ class UnsupportedModelError(CheckpointError):
     """A sound model that this backend, or spanqa as a whole, cannot run."""
 
 
+class NotInstalledError(SpanQAError, ImportError):
+    """A package that is needed is not installed; the message says how to install it."""
+
+
 class BackendError(SpanQAError, RuntimeError):
-    """A backend that cannot do what was asked of it."""
+    """A backend cannot do what was asked of it."""
 
 
-class BackendNotInstalledError(BackendError, ImportError):
-    """A backend whose packages are not installed."""
+class EngineError(SpanQAError, RuntimeError):
+    """Windows that were submitted and not read."""
+
+
+class QueueFullError(EngineError):
+    """The engine's queue is full, and the caller does not want to wait."""
+
+
+class DeadlineError(EngineError, TimeoutError):
+    """The deadline passed before the windows were read."""
+
+
+class ClosedError(EngineError):
+    """The reader, or its engine, was closed."""
+
+
+class TrainingError(SpanQAError, RuntimeError):
+    """Training cannot go on: the loss is not a number, or a signal stopped it."""
+
+
+class InterruptedTrainingError(TrainingError):
+    """A signal stopped the training; a checkpoint was written, and --resume continues from it."""
+
+
+class AccuracyLostError(SpanQAError, ValueError):
+    """A quantized model lost more F1 than allowed; nothing was written."""
+
+
+class SpanQAWarning(UserWarning):
+    """Something the user should know and may ignore."""

@@ -23,6 +23,7 @@ import numpy as np
 from spanqa.answers import AnswerSettings, Belief, log_sum_exp, margins
 from spanqa.checkpoint import BUNDLED, Checkpoint, find, fit_tokenizer, read_tokenizer
 from spanqa.errors import BackendError, CheckpointError, InputError
+from spanqa.extras import require
 from spanqa.reader import Reader, Reading
 from spanqa.spans import WindowLogits, overlapping, span_band
 from spanqa.windows import WindowSettings
@@ -380,13 +381,13 @@ def revive_transformers_pipeline() -> None:
     the old code runs; nothing else of transformers changes. Without a model, transformers' old default is taken.
 
     Raises:
-        InputError: transformers is not installed, or is a version that still has the task.
+        NotInstalledError: transformers is not installed.
+        InputError: this version of transformers still has the task.
     """
-    try:
-        import transformers
-        from transformers import pipelines
-    except ImportError as error:
-        raise InputError("transformers is not installed. Install it with: pip install 'spanqa[torch]'") from error
+    require("transformers")
+    import transformers
+    from transformers import pipelines
+
     registry = pipelines.PIPELINE_REGISTRY
     known = registry.supported_tasks.get(TASK)
     if known is not None and known["impl"] is not QuestionAnsweringPipeline:

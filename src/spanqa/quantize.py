@@ -22,20 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.answers import Score
-from spanqa.backends.base import BackendInfo, load_backend
+from spanqa.backends.registry import load_backend
 from spanqa.batches import Batch, pack
 from spanqa.checkpoint import FORMAT, Checkpoint, open_checkpoint, weight_files
-from spanqa.errors import BackendNotInstalledError, InputError, SpanQAError
+from spanqa.errors import AccuracyLostError, InputError
+from spanqa.extras import require
 from spanqa.reader import Reader
 from spanqa.squad import Example, write_json
 from spanqa.windows import make_windows
 
-QUANTIZER = BackendInfo("quantize", "spanqa.quantize", ("nncf",), "quantize", ("int8",))
 INT8_MODEL = "openvino_int8.xml"
-
-
-class AccuracyLostError(SpanQAError, ValueError):
-    """The quantized model lost more F1 than it may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +69,7 @@ def quantize(
     Raises:
         AccuracyLostError: that, too, loses more; nothing is written.
         InputError: there are too few questions, or `out` is there already.
-        BackendNotInstalledError: NNCF is not installed.
+        NotInstalledError: NNCF is not installed.
     """
     out = Path(out)
     if out.exists():
@@ -83,10 +79,7 @@ def quantize(
             f"There are {len(examples)} questions; expected at least {2 * calibration_questions}, half to calibrate and half "
             "to measure. Give more, or lower the number of calibration questions."
         )
-    if not QUANTIZER.installed:
-        raise BackendNotInstalledError(
-            "Quantizing needs nncf, which is not installed. Install with: pip install 'spanqa[quantize]'"
-        )
+    require("quantize")
     tell = progress or (lambda _: None)
     shuffled = random.Random(0).sample(list(examples), len(examples))
     shown, measured = shuffled[:calibration_questions], shuffled[calibration_questions:]

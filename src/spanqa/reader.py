@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from spanqa.answers import Answer, AnswerSettings, Calibration, NoAnswer, Ranking, least_score, rank_places
-from spanqa.backends.base import Backend, load_backend, preferred_layout
+from spanqa.backends.base import Backend
+from spanqa.backends.registry import load_backend, preferred_layout
 from spanqa.batches import PADDING, Batch, BatchLayout, SpanLogits, pack, plan_batches
 from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from spanqa.errors import BackendError, CheckpointError, InputError

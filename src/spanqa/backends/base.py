@@ -1,25 +1,15 @@
-"""The contract of a backend, the table of those there are, and the choice among them.
+"""The contract of a backend: a batch of NumPy arrays in, logits as NumPy arrays out.
 
-A backend takes a batch of NumPy arrays and returns logits as NumPy arrays. Device, precision, compilation and shape
-buckets are its own business. It is asked for by name; `auto` is a rule, told with its reason; nothing falls back silently.
+Device, precision, compilation and shape buckets are the backend's own business. Which backends exist, and which one is
+chosen, is the business of `spanqa.backends.registry`.
 """
 
-import importlib.util
-import sys
 from collections.abc import Collection
-from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Protocol
 
-from spanqa.batches import Batch, BatchLayout, SpanLogits
-from spanqa.checkpoint import Checkpoint
-from spanqa.encoder import FAMILIES
-from spanqa.errors import BackendError, BackendNotInstalledError, InputError
-
-DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
+from spanqa.batches import Batch, SpanLogits
+from spanqa.errors import InputError
 
 
 class Backend(Protocol):
@@ -67,145 +57,3 @@ def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 natively; told of x86 on Linux alone, and taken for "no" elsewhere."""
     described = Path("/proc/cpuinfo")
     return described.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(described.read_text().split())
-
-
-@dataclass(frozen=True, slots=True)
-class BackendInfo:
-    """What is known of a backend without loading it.
-
-    `module` and `function` make it; `packages` are what it imports; `extra` is how pip names them together ("" is the
-    base installation). `dtypes` and `devices` are those it can be asked for, where the machine has them.
-    """
-
-    name: str
-    module: str
-    packages: tuple[str, ...]
-    extra: str
-    dtypes: tuple[str, ...]
-    devices: tuple[str, ...] = ("cpu",)
-
-    @property
-    def architectures(self) -> str:
-        """The model types that it runs."""
-        return "all of transformers" if self.name == "torch" else ", ".join(FAMILIES)
-
-    @property
-    def installed(self) -> bool:
-        """Whether its packages are there; nothing is imported."""
-        return all(importlib.util.find_spec(package) is not None for package in self.packages)
-
-
-def package_version(package: str) -> str:
-    """Return the version of an installed package, by the name it is imported by (tensorflow may be tensorflow-cpu)."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return version(packages_distributions()[package][0])
-
-
-BACKENDS: dict[str, BackendInfo] = {
-    info.name: info
-    for info in (
-        BackendInfo(
-            "openvino", "spanqa.backends.openvino", ("openvino",), "", ("fp32", "bf16", "fp16", "int8"), ("cpu", "gpu")
-        ),
-        BackendInfo(
-            "torch",
-            "spanqa.backends.torch",
-            ("torch", "transformers"),
-            "torch",
-            ("fp32", "bf16", "fp16"),
-            ("cpu", "cuda", "mps"),
-        ),
-        BackendInfo("onnx", "spanqa.backends.onnx", ("onnx", "onnxruntime"), "onnx", ("fp32", "fp16"), ("cpu", "cuda")),
-        BackendInfo("jax", "spanqa.backends.jax", ("jax",), "jax", ("fp32", "bf16"), ("cpu", "gpu", "tpu")),
-        BackendInfo(
-            "tensorflow", "spanqa.backends.tensorflow", ("tensorflow",), "tensorflow", ("fp32", "bf16"), ("cpu", "gpu")
-        ),
-        BackendInfo("numpy", "spanqa.backends.numpy", (), "", ("fp32",)),
-    )
-}
-"""Every backend, in the order in which `auto` tries those that are installed."""
-
-
-def choose_backend(model_type: str) -> tuple[str, str]:
-    """Return what `auto` takes for an architecture, and why.
-
-    Torch where it is installed and sees a GPU, else OpenVINO, else what is installed; torch also for architectures that
-    only it can run.
-    """
-    if model_type not in FAMILIES:
-        return "torch", f"only torch runs the architecture {model_type!r}"
-    if BACKENDS["torch"].installed and _torch_sees_gpu():
-        return "torch", "torch is installed and sees a GPU"
-    for info in BACKENDS.values():
-        if info.installed and info.name == "openvino":
-            return info.name, "it comes with spanqa and is the fastest on CPUs"
-        if info.installed:
-            return info.name, "openvino is not installed here"
-    raise AssertionError("numpy is always installed")
-
-
-def _torch_sees_gpu() -> bool:
-    """Whether this machine has a GPU for torch. Torch, slow to import, is asked only where a driver is to be found."""
-    drivers = ("/dev/nvidiactl", "/dev/kfd", "/proc/driver/nvidia")
-    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
-        return False
-    import torch
-
-    return bool(torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-def load_backend(
-    name: str, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", threads: int | None = None
-) -> tuple[Backend, str]:
-    """Return a backend that holds the model, and the reason why it is this one.
-
-    Raises:
-        BackendError: no such backend, device or dtype, or one that this backend or machine does not have.
-        BackendNotInstalledError: its packages are not installed.
-        CheckpointError: the weights do not fit, or only another backend can run the model.
-    """
-    reason = "it was asked for"
-    if name == "auto":
-        name, reason = choose_backend(checkpoint.model_type)
-    info = _find(name)
-    if dtype not in DTYPES:
-        raise BackendError(f"There is no dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
-    if dtype != "auto" and dtype not in info.dtypes:
-        raise BackendError(f"Backend {name!r} does not compute in {dtype}. It has {', '.join(info.dtypes)}.")
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise BackendError(f"threads is {threads!r}; expected a whole number, at least 1, or none for all cores.")
-    if not info.installed:
-        lacking = [package for package in info.packages if importlib.util.find_spec(package) is None]
-        target = f"spanqa[{info.extra}]" if info.extra else "spanqa"
-        raise BackendNotInstalledError(
-            f"Backend {name!r} needs {' and '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
-            f"Install with: pip install '{target}'"
-        )
-    load = import_module(info.module).load
-    replicas: list[Backend] = [
-        load(checkpoint, device=each.strip(), dtype=dtype, threads=threads) for each in device.split(",")
-    ]
-    if len(replicas) == 1:
-        return replicas[0], reason
-    from spanqa.backends.replicas import Replicas
-
-    return Replicas(replicas), reason
-
-
-def preferred_layout(backend: Backend) -> BatchLayout:
-    """Return how batches for a backend are best laid out.
-
-    Flat where torch has variable-length attention kernels (CUDA, half precision), else padded, sorted by length.
-    """
-    on_gpu = backend.name == "torch" and backend.device.startswith("cuda") and backend.dtype in ("bf16", "fp16")
-    return "flat" if on_gpu else "padded"
-
-
-def _find(name: str) -> BackendInfo:
-    if name in BACKENDS:
-        return BACKENDS[name]
-    close = get_close_matches(name, BACKENDS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise BackendError(f"There is no backend {name!r}.{hint} Choose auto or one of {', '.join(BACKENDS)}.")

@@ -99,12 +99,13 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
 
 def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None) -> list[tuple[str, str]]:
     """Leave out, of many texts, those with few of the question's words, and say so."""
-    from spanqa.lexical import CANDIDATES, MANY, SEARCH, best_passages
+    from spanqa.extras import installed
+    from spanqa.retrieval import CANDIDATES, MANY, best_passages
 
     if candidates is None:
         if len(texts) <= MANY:
             return texts
-        if not SEARCH.installed:
+        if not installed("search"):
             typer.echo(f"spanqa: reads all {len(texts):,} texts; faster with: pip install 'spanqa[search]'", err=True)
             return texts
         candidates = CANDIDATES

@@ -20,8 +20,9 @@ def info(
 ) -> None:
     """Show the backends, the model with its settings, and what would be used and why."""
     from spanqa import __version__
-    from spanqa.backends.base import BACKENDS, package_version
+    from spanqa.backends.registry import BACKENDS
     from spanqa.checkpoint import weight_files
+    from spanqa.extras import NEEDS, package_version
 
     reader = options.load_reader(
         model=model, revision=revision, backend=backend, device=device, dtype=dtype, threads=threads
@@ -48,11 +49,15 @@ def info(
         "backends": {
             each.name: {
                 "installed": each.installed,
-                "versions": {package: package_version(package) for package in each.packages} if each.installed else {},
+                "versions": {package: package_version(package) for package in NEEDS[each.name].packages}
+                if each.installed
+                else {},
                 "devices": list(each.devices),
                 "dtypes": list(each.dtypes),
                 "architectures": each.architectures,
-                "install": f"pip install 'spanqa[{each.extra}]'" if each.extra else "comes with spanqa",
+                "install": f"pip install 'spanqa[{NEEDS[each.name].extra}]'"
+                if NEEDS[each.name].extra
+                else "comes with spanqa",
             }
             for each in BACKENDS.values()
         },

@@ -83,7 +83,9 @@ def train(
     import random
     import sys
 
-    _require_packages()
+    from spanqa.extras import require
+
+    require("train")
     sizes = None if learning_curve is None else _sizes(learning_curve)
     from spanqa.checkpoint import open_checkpoint
     from spanqa.evaluate import score
@@ -155,17 +157,6 @@ def train(
             )  # fmt: skip
     if tell is typer.echo:
         _deliver(places, out, dev, measured, as_json)
-
-
-def _require_packages() -> None:
-    from spanqa.backends.base import BackendInfo
-    from spanqa.errors import BackendNotInstalledError
-
-    needs = BackendInfo("train", "spanqa.train.finetune", ("torch", "transformers", "accelerate"), "train", ())
-    if not needs.installed:
-        raise BackendNotInstalledError(
-            "Training needs torch, transformers and accelerate. Install with: pip install 'spanqa[train]'"
-        )
 
 
 def _questions(

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.backends.base import BACKENDS
+from spanqa.backends.registry import BACKENDS
 from spanqa.errors import BackendError, CheckpointError
 from spanqa.evaluate.metrics import score_question, summarize
 from spanqa.reader import Reader

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from spanqa import __version__
-from spanqa.backends.base import BACKENDS, package_version
 from spanqa.errors import DatasetError
+from spanqa.extras import NEEDS, package_version
 from spanqa.reader import Reader
 from spanqa.squad import Example
 
@@ -66,8 +66,8 @@ def questions_sha256(examples: Iterable[Example]) -> str:
 
 def reader_packages(reader: Reader) -> tuple[str, ...]:
     """Return the packages that compute: NumPy, tokenizers, and those of the backend."""
-    info = BACKENDS.get(reader.backend.name)
-    return ("numpy", "tokenizers", *(info.packages if info else ()))
+    need = NEEDS.get(reader.backend.name)
+    return ("numpy", "tokenizers", *(need.packages if need else ()))
 
 
 def finite(number: float) -> float | str:

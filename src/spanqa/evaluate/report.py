@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spanqa.errors import BackendNotInstalledError, InputError
+from spanqa.errors import InputError
 from spanqa.evaluate.metrics import QuestionScore, best_threshold
 from spanqa.evaluate.outcomes import (
     Difference,
@@ -27,6 +27,7 @@ from spanqa.evaluate.outcomes import (
     write_outcomes,
 )
 from spanqa.evaluate.tune import expected_calibration_error
+from spanqa.extras import require
 from spanqa.squad import Example
 
 _BLUE, _GREY, _RED = "#1f5fa8", "#9aa3ad", "#b3402f"
@@ -62,16 +63,13 @@ def write_report(
 
     Raises:
         InputError: the folder cannot be written, or there is no question.
-        BackendNotInstalledError: matplotlib is not installed.
+        NotInstalledError: matplotlib is not installed.
     """
     if not outcomes:
         raise InputError("There is no question to report on. Give at least one.")
-    try:
-        import matplotlib
-    except ImportError:
-        raise BackendNotInstalledError(
-            "Reports need matplotlib, which is not installed. Install with: pip install 'spanqa[report]'"
-        ) from None
+    require("report")
+    import matplotlib
+
     matplotlib.use("Agg")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,11 @@ from spanqa.backends.torch_dropout import use_byte_dropout
 from spanqa.batches import BatchLayout
 from spanqa.checkpoint import Checkpoint, open_checkpoint
 from spanqa.encoder import FAMILIES
-from spanqa.errors import BackendError, CheckpointError, InputError
+from spanqa.errors import BackendError, CheckpointError, InputError, InterruptedTrainingError
 from spanqa.reader import stored_settings
 from spanqa.squad import Example, write_json
 from spanqa.train.features import FeatureReport, make_features
-from spanqa.train.loop import InterruptedTrainingError, Progress, TrainingLoop, stops_at_signals
+from spanqa.train.loop import Progress, TrainingLoop, stops_at_signals
 from spanqa.train.measure import Candidates, Scorer, read_best
 from spanqa.train.settings import DROPOUTS, TrainSettings
 from spanqa.windows import WindowSettings

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from spanqa.backends import torch_attention
 from spanqa.batches import BatchLayout
-from spanqa.errors import SpanQAError
+from spanqa.errors import TrainingError
 from spanqa.train.features import TrainingWindow, collate, span_loss
 from spanqa.train.settings import TrainSettings
 
@@ -31,14 +31,6 @@ Measure = Callable[[int], float]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with the steps done, the steps in all, and what was measured: nothing, "loss" with the rest of a log, or "f1"."""
-
-
-class TrainingError(SpanQAError, RuntimeError):
-    """Training that could not go on: the loss is not a number, or it was interrupted."""
-
-
-class InterruptedTrainingError(TrainingError):
-    """Training was stopped by a signal; a checkpoint was written, and --resume goes on from it."""
 
 
 class TrainingLoop(Trainer):  # type: ignore[misc]

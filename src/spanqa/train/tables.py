@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from spanqa.errors import BackendNotInstalledError, DatasetError
+from spanqa.errors import DatasetError
+from spanqa.extras import require
 from spanqa.squad import read_squad, read_text
 from spanqa.train.labels import Label, Labelled, as_labelled
 
@@ -37,7 +38,7 @@ def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
 
     Raises:
         DatasetError: it is missing, empty, of another kind, or a row lacks a question or a passage; the row is named.
-        BackendNotInstalledError: Parquet files and datasets folders need the `train` extra.
+        NotInstalledError: Parquet files and datasets folders need the `train` extra.
     """
     path = Path(path)
     name = path.name.removesuffix(".gz").lower()
@@ -94,13 +95,10 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BackendNotInstalledError(
-            "Parquet files need pyarrow, which is not installed. Install with: pip install 'spanqa[train]'"
-        ) from None
+    require("parquet")
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
@@ -109,12 +107,9 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _dataset_folder(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import datasets
-    except ImportError:
-        raise BackendNotInstalledError(
-            "Folders of Hugging Face datasets need datasets, which is not installed. Install with: pip install 'spanqa[train]'"
-        ) from None
+    require("datasets")
+    import datasets
+
     try:
         found = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from spanqa.backends.base import BackendInfo
-from spanqa.errors import BackendNotInstalledError, InputError
+from spanqa.errors import InputError
+from spanqa.extras import require
 
 MANY = 500
 """From so many passages on, the command line reads only the likeliest, unless told otherwise."""
@@ -20,24 +20,19 @@ MANY = 500
 CANDIDATES = 100
 """How many it then reads."""
 
-SEARCH = BackendInfo("search", "spanqa.lexical", ("bm25s",), "search", ())
-
 
 def best_passages(question: str, passages: Sequence[str], most: int = CANDIDATES) -> list[int]:
     """Return the positions of the `most` passages likeliest to answer the question, in the order they were given.
 
     Raises:
         InputError: `most` is below 1.
-        BackendNotInstalledError: bm25s is not installed.
+        NotInstalledError: bm25s is not installed.
     """
     if not isinstance(most, int) or most < 1:
         raise InputError(f"most is {most!r}; expected a whole number of passages, at least 1.")
     if len(passages) <= most:
         return list(range(len(passages)))
-    if not SEARCH.installed:
-        raise BackendNotInstalledError(
-            "Choosing passages by their words needs bm25s, which is not installed. Install with: pip install 'spanqa[search]'"
-        )
+    require("search")
     bm25s = _bm25s()
     quiet = {"show_progress": False}
     index = bm25s.BM25()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from spanqa.backends.base import BackendInfo
-from spanqa.errors import BackendNotInstalledError, InputError
-from spanqa.lexical import SEARCH, best_passages
+from spanqa.errors import InputError, NotInstalledError
+from spanqa.extras import installed
+from spanqa.retrieval import best_passages
 
 OTHERS = [f"The weather in week {i} was fair, and nothing else is known of it." for i in range(40)]
 PIER = "The pier was built by Anna Kestrel in 1891."
 
-needs_bm25s = pytest.mark.skipif(not SEARCH.installed, reason="bm25s is not installed")
+needs_bm25s = pytest.mark.skipif(not installed("search"), reason="bm25s is not installed")
 
 
 @needs_bm25s
@@ -33,9 +33,9 @@ def test_words_that_nobody_has_choose_somebody() -> None:
 
 
 def test_few_passages_are_all_read_and_nothing_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BackendInfo, "installed", property(lambda self: False))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert best_passages("Who?", OTHERS[:3], 3) == [0, 1, 2]
-    with pytest.raises(BackendNotInstalledError, match=r"pip install 'spanqa\[search\]'"):
+    with pytest.raises(NotInstalledError, match=r"pip install 'spanqa\[search\]'"):
         best_passages("Who?", OTHERS, 3)
     with pytest.raises(InputError, match="most is 0; expected a whole number of passages"):
         best_passages("Who?", OTHERS, 0)

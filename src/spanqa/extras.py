@@ -1,0 +1,70 @@
+"""What each optional part of spanqa needs, and the error when it is missing.
+
+Nothing is imported here: a package counts as installed when Python can find it.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+from spanqa.errors import NotInstalledError
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """`what` needs `packages` (by the names they are imported by); pip installs them as `spanqa[extra]`, "" is the base."""
+
+    what: str
+    packages: tuple[str, ...]
+    extra: str
+
+
+NEEDS: dict[str, Need] = {
+    "numpy": Need("Backend 'numpy'", (), ""),
+    "openvino": Need("Backend 'openvino'", ("openvino",), ""),
+    "torch": Need("Backend 'torch'", ("torch", "transformers"), "torch"),
+    "onnx": Need("Backend 'onnx'", ("onnx", "onnxruntime"), "onnx"),
+    "jax": Need("Backend 'jax'", ("jax",), "jax"),
+    "tensorflow": Need("Backend 'tensorflow'", ("tensorflow",), "tensorflow"),
+    "train": Need("Training", ("torch", "transformers", "accelerate"), "train"),
+    "parquet": Need("Reading Parquet files", ("pyarrow",), "train"),
+    "datasets": Need("Reading a folder of Hugging Face datasets", ("datasets",), "train"),
+    "report": Need("A report", ("matplotlib",), "report"),
+    "search": Need("Choosing passages by their words", ("bm25s",), "search"),
+    "quantize": Need("Quantizing", ("nncf",), "quantize"),
+    "transformers": Need("Reviving transformers' pipeline", ("transformers", "torch"), "torch"),
+}
+"""Every optional part, by name. The names of backends are those of `spanqa.backends.registry`."""
+
+
+def missing(name: str) -> list[str]:
+    """Return the packages that a part needs and that are not installed."""
+    return [package for package in NEEDS[name].packages if importlib.util.find_spec(package) is None]
+
+
+def installed(name: str) -> bool:
+    """Return whether all that a part needs is installed."""
+    return not missing(name)
+
+
+def require(name: str) -> None:
+    """Check that a part can be used.
+
+    Raises:
+        NotInstalledError: packages are missing; the message names them and the command that installs them.
+    """
+    lacking = missing(name)
+    if lacking:
+        extra = NEEDS[name].extra
+        raise NotInstalledError(
+            f"{NEEDS[name].what} needs {' and '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
+            f"Install with: pip install '{f'spanqa[{extra}]' if extra else 'spanqa'}'"
+        )
+
+
+def package_version(package: str) -> str:
+    """Return the version of an installed package, by the name it is imported by (tensorflow may be tensorflow-cpu)."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return version(packages_distributions()[package][0])
