@@ -25,7 +25,7 @@ from rich.table import Table
 from side_by_side import HF4, processor, start
 
 from spanqa import Reader, __version__, read_squad
-from spanqa.answers import Calibration
+from spanqa.calibration import Calibration
 from spanqa.evaluate.metrics import averages, best_threshold, question_scores
 from spanqa.evaluate.outcomes import risk_coverage_of
 from spanqa.evaluate.record import describe_file
@@ -54,7 +54,7 @@ def main() -> None:
     if arguments.out:
         record = {
             "command": shlex.join(["python", "benchmarks/confidence.py", *sys.argv[1:]]),
-            "model": {"name": reader.checkpoint.path.name, "sha256": reader.checkpoint.sha256},
+            "model": {"name": reader.checkpoint.path.name, "sha256": reader.checkpoint.weights.sha256},
             "calibration": {name: getattr(reader.calibration, name) for name in ("a", "b", "temperature")},
             "no_answer_threshold": reader.answers.no_answer_threshold,
             "backend": f"{reader.backend.name} {reader.backend.dtype}",

@@ -94,7 +94,7 @@ def spanqa_forward(options):
             window
             for question, context in questions
             for window in make_windows(
-                tokenizer.encode(question), tokenizer.encode_passage(context), tokenizer.layout, reader.windows
+                tokenizer.encode(question), tokenizer.encode_passage(context), tokenizer.template, reader.windows
             )
         ]
         plan = plan_batches(list(map(len, windows)), reader.layout, BATCH_TOKENS)

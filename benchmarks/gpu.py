@@ -95,7 +95,7 @@ def windows_of(reader: Reader, count: int) -> list[Window]:
     made: list[Window] = []
     for example in random.Random(0).sample(examples, min(count, len(examples))):
         passage = tokenizer.encode_passage(example.passage)
-        made += make_windows(tokenizer.encode(example.question), passage, tokenizer.layout, reader.windows)
+        made += make_windows(tokenizer.encode(example.question), passage, tokenizer.template, reader.windows)
     return made[:count]
 
 

@@ -139,7 +139,7 @@ def window_lengths(reader: Reader, examples: Iterable[Example]) -> list[int]:
         len(window)
         for example in examples
         for window in make_windows(
-            tokenizer.encode(example.question), tokenizer.encode_passage(example.passage), tokenizer.layout, reader.windows
+            tokenizer.encode(example.question), tokenizer.encode_passage(example.passage), tokenizer.template, reader.windows
         )
     ]  # fmt: skip
 

@@ -55,7 +55,7 @@ def main() -> None:
         record = {
             "command": shlex.join(["python", "benchmarks/ten_passages.py", *sys.argv[1:]]),
             "questions": len(tasks),
-            "model": {"name": "spanqa-mini", "sha256": reader.checkpoint.sha256},
+            "model": {"name": "spanqa-mini", "sha256": reader.checkpoint.weights.sha256},
             "backend": f"{reader.backend.name} {reader.backend.dtype}",
             "processor": processor(),
             "versions": {"spanqa": __version__},

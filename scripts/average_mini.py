@@ -6,7 +6,6 @@ OUT is LAST with weights `SHARE * FIRST + (1 - SHARE) * LAST`, in half precision
 https://arxiv.org/abs/2203.05482). The articles are those that `spanqa train` held out.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from spanqa import Reader, read_squad
+from spanqa.checkpoint import read_settings, write_settings
 from spanqa.evaluate.record import questions_sha256
 from spanqa.evaluate.tune import fit, gather, store
-from spanqa.squad import write_json
 from spanqa.train.labels import hold_out
 
 
@@ -36,13 +35,13 @@ def main() -> None:
     reader = Reader.load(work)
     tuned = fit(gather(reader, questions), reader.answers.no_answer_threshold, questions_sha256(questions))
     store(reader.checkpoint, tuned)
-    settings = json.loads((work / "spanqa.json").read_text())
+    settings = read_settings(work)
     averaged = {
         "shares": {first.name: share, last.name: 1 - share},
         "dev_f1": tuned.value,
         "backend": f"{reader.backend.name} {reader.backend.dtype}",
     }
-    write_json(work / "spanqa.json", settings | {"training": settings["training"] | {"averaged": averaged}})
+    write_settings(work, settings | {"training": settings["training"] | {"averaged": averaged}})
     work.replace(out)
     print(
         f"{out}: F1 {tuned.value:.2f} on {tuned.questions:,} held-out questions, threshold {tuned.no_answer_threshold}"

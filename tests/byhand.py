@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from spanqa.answers import Answer, Calibration
-from spanqa.spans import WindowLogits
+from spanqa.answers import Answer
+from spanqa.batches import WindowLogits
+from spanqa.calibration import Calibration
 from spanqa.tokens import Passage
 
 Place = tuple[int, int, int]

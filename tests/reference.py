@@ -51,7 +51,7 @@ def first_window(folder: Path, question: str, passage: str) -> Batch:
     """The first window of a pair, alone in its batch, made by our code."""
     tokenizer = open_checkpoint(folder).tokenizer
     asked, read = tokenizer.encode(question), tokenizer.encode(passage)
-    return pad(make_windows(asked, read, tokenizer.layout, WindowSettings(MAX_SEQ_LENGTH))[:1])
+    return pad(make_windows(asked, read, tokenizer.template, WindowSettings(MAX_SEQ_LENGTH))[:1])
 
 
 def assert_gives_the_logits_of_transformers(backend: Backend, transformers: Any, folder: Path) -> None:

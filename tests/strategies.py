@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from spanqa.tokens import Layout, Tokens
+from spanqa.tokens import Template, Tokens
 
 FRAGMENTS = [
     "The tower", "Anna Kestrel", "1891", "41 metres", "who", "built", "it", "don't", "e.g.", "$1,250.00", "3.5 %", "ice-cold",
@@ -51,13 +51,13 @@ def tokens(least: int = 0, most: int = 80) -> st.SearchStrategy[Tokens]:
     return st.lists(st.integers(5, 99), min_size=least, max_size=most).map(make)
 
 
-def layouts() -> st.SearchStrategy[Layout]:
-    """BERT's layout, RoBERTa's, and one that has two tokens before the question and none behind the passage."""
+def templates() -> st.SearchStrategy[Template]:
+    """BERT's template, RoBERTa's, and one that has two tokens before the question and none behind the passage."""
     return st.sampled_from(
         [
-            Layout(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1),
-            Layout(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), question_type=0, passage_type=0),
-            Layout(((2, 0), (4, 0)), ((3, 1),), (), question_type=0, passage_type=1),
+            Template(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1),
+            Template(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), question_type=0, passage_type=0),
+            Template(((2, 0), (4, 0)), ((3, 1),), (), question_type=0, passage_type=1),
         ]
     )
 

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import byhand
-from spanqa.answers import Answer, AnswerSettings, Calibration, Ranking, rank_places, sentence_around
+from spanqa.answers import Answer, AnswerSettings, Ranking, rank_spans
+from spanqa.batches import WindowLogits
+from spanqa.calibration import Calibration
 from spanqa.errors import InputError
-from spanqa.spans import WindowLogits
+from spanqa.sentences import sentence_around
 from spanqa.tokens import Passage, Tokens
 from strategies import logits, nasty_passages, offsets
 
@@ -51,7 +53,7 @@ def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
     passages, windows = reading
     margins = byhand.margins(passages, windows, longest)
     expected, no_answer = byhand.probabilities(margins, calibration)
-    ranking = rank_places(passages, windows, top_k=99, settings=AnswerSettings(longest), calibration=calibration)
+    ranking = rank_spans(passages, windows, top_k=99, settings=AnswerSettings(longest), calibration=calibration)
     assert no_answer + sum(expected.values()) == pytest.approx(1, abs=1e-12)
     assert ranking.best_score == max(margins.values(), default=-math.inf)  # exact: the logits are halves
     # measured: 1.2e-7, the float32 step of M / T
@@ -70,7 +72,7 @@ def test_scores_and_probabilities_are_those_of_the_formula_over_every_place(
 def test_top_k_changes_nothing_but_how_many(
     reading: tuple[list[Passage], list[list[WindowLogits]]], top_k: int
 ) -> None:
-    every, some = rank_places(*reading, top_k=99), rank_places(*reading, top_k=top_k)
+    every, some = rank_spans(*reading, top_k=99), rank_spans(*reading, top_k=top_k)
     assert some.answers == every.answers[:top_k]
     assert (some.best_score, some.no_answer_probability) == (every.best_score, every.no_answer_probability)
 
@@ -79,7 +81,7 @@ def test_top_k_changes_nothing_but_how_many(
 def test_answers_are_distinct_do_not_overlap_and_come_best_first(
     reading: tuple[list[Passage], list[list[WindowLogits]]],
 ) -> None:
-    answers = rank_places(*reading, top_k=99).answers
+    answers = rank_spans(*reading, top_k=99).answers
     assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
     for n, one in enumerate(answers):
         for other in answers[n + 1 :]:
@@ -92,7 +94,7 @@ def test_windows_joined_twice_or_in_another_order_change_nothing(
 ) -> None:
     passages, windows = reading
     twice = [[*reversed(of_passage), *of_passage] for of_passage in windows]
-    assert rank_places(passages, twice, top_k=9) == rank_places(passages, windows, top_k=9)
+    assert rank_spans(passages, twice, top_k=9) == rank_spans(passages, windows, top_k=9)
 
 
 @given(readings())
@@ -100,8 +102,8 @@ def test_a_further_passage_multiplies_all_other_probabilities_by_one_factor(
     reading: tuple[list[Passage], list[list[WindowLogits]]],
 ) -> None:
     passages, windows = reading
-    before = rank_places(passages[:-1], windows[:-1], top_k=99).answers
-    after = [a for a in rank_places(passages, windows, top_k=999).answers if a.passage_index < len(passages) - 1]
+    before = rank_spans(passages[:-1], windows[:-1], top_k=99).answers
+    after = [a for a in rank_spans(passages, windows, top_k=999).answers if a.passage_index < len(passages) - 1]
     assert [(a.passage_index, a.start, a.end, a.score) for a in after] == [
         (a.passage_index, a.start, a.end, a.score) for a in before
     ]
@@ -125,7 +127,7 @@ def peaked(words: list[str], scores: dict[tuple[int, int], float]) -> tuple[list
 
 def test_an_answer_tells_its_words_its_place_and_its_sentence() -> None:
     words = ["It", "is", "old.", "It", "was", "built", "by", "Anna", "Kestrel", "in", "1891.", "It", "stands."]
-    answer = rank_places(*peaked(words, {(7, 8): 4.0})).best(0.0)
+    answer = rank_spans(*peaked(words, {(7, 8): 4.0})).best(0.0)
     assert answer
     assert (answer.text, answer.start, answer.end) == ("Anna Kestrel", 27, 39)
     assert (answer.sentence, answer.sentence_start) == ("It was built by Anna Kestrel in 1891.", 11)
@@ -134,13 +136,13 @@ def test_an_answer_tells_its_words_its_place_and_its_sentence() -> None:
 
 
 def test_equal_words_at_different_places_stay_different_answers() -> None:
-    ranking = rank_places(*peaked(["Berlin", "is", "Berlin"], {(0, 0): 4.0, (2, 2): 3.0}), top_k=2)
+    ranking = rank_spans(*peaked(["Berlin", "is", "Berlin"], {(0, 0): 4.0, (2, 2): 3.0}), top_k=2)
     assert [(answer.text, answer.start) for answer in ranking.answers] == [("Berlin", 0), ("Berlin", 10)]
     assert ranking.answers[0].probability > ranking.answers[1].probability
 
 
 def test_below_the_threshold_there_is_no_answer() -> None:
-    ranking = rank_places(*peaked(["by", "Anna"], {(1, 1): -1.0}))
+    ranking = rank_spans(*peaked(["by", "Anna"], {(1, 1): -1.0}))
     assert ranking.best(-1.0).text == "Anna"
     nothing = ranking.best(-0.9)
     assert not nothing
@@ -151,7 +153,7 @@ def test_below_the_threshold_there_is_no_answer() -> None:
 
 
 def test_with_nothing_to_read_no_answer_is_certain() -> None:
-    ranking = rank_places([], [])
+    ranking = rank_spans([], [])
     assert ranking == Ranking((), -math.inf, 1.0)
     assert ranking.best(-math.inf).probability == 1.0
     assert ranking.best(-math.inf).text == ""
@@ -159,19 +161,19 @@ def test_with_nothing_to_read_no_answer_is_certain() -> None:
 
 @pytest.mark.parametrize("score", [2000.0, -2000.0])
 def test_extreme_scores_give_probabilities_without_overflow(score: float) -> None:
-    ranking = rank_places(*peaked(["Anna"], {(0, 0): score}), calibration=Calibration(b=5, temperature=0.01))
+    ranking = rank_spans(*peaked(["Anna"], {(0, 0): score}), calibration=Calibration(b=5, temperature=0.01))
     assert ranking.no_answer_probability == (0.0 if score > 0 else 1.0)
     assert ranking.answers[0].probability == (1.0 if score > 0 else 0.0)
 
 
 def test_equal_scores_are_settled_by_the_order_of_the_passages() -> None:
     (passage,), (windows,) = peaked(["Anna"], {(0, 0): 1.0})
-    answers = rank_places([passage, passage], [windows, windows], top_k=2).answers
+    answers = rank_spans([passage, passage], [windows, windows], top_k=2).answers
     assert [answer.passage_index for answer in answers] == [0, 1]
 
 
 def test_json_has_the_fields_of_an_answer_and_the_question_first() -> None:
-    answer = rank_places(*peaked(["by", "Anna"], {(1, 1): 2.0})).best(0.0)
+    answer = rank_spans(*peaked(["by", "Anna"], {(1, 1): 2.0})).best(0.0)
     record = answer.as_json("Who?")
     assert list(record) == [
         "question", "text", "start", "end", "score", "probability", "no_answer_probability", "sentence",
@@ -182,7 +184,7 @@ def test_json_has_the_fields_of_an_answer_and_the_question_first() -> None:
 
 
 def test_json_of_an_unread_passage_has_no_infinity() -> None:
-    record = rank_places([], []).best(0.0).as_json("Who?")
+    record = rank_spans([], []).best(0.0).as_json("Who?")
     assert record["score"] is None
     json.dumps(record, allow_nan=False)
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import pytest
 from spanqa.backends import registry
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, choose_backend, load_backend
-from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad
+from spanqa.batches import PADDING, Batch, Capture, SpanLogits, pack, pad, split_logits
 from spanqa.checkpoint import Checkpoint, find, open_checkpoint
 from spanqa.errors import BackendError, InputError, NotInstalledError
 from spanqa.extras import NEEDS
-from spanqa.spans import passage_band, split_logits
+from spanqa.spans import passage_band
 from spanqa.windows import Window, WindowSettings, make_windows
 from tiny import FAMILIES, MAX_SEQ_LENGTH, SENTENCES
 
@@ -41,7 +41,7 @@ every_precision = pytest.mark.parametrize(
 def windows_of(folder: Path, question: str = "Who built the lighthouse?", passage: str = SENTENCES) -> list[Window]:
     tokenizer = open_checkpoint(folder).tokenizer
     settings = WindowSettings(MAX_SEQ_LENGTH)
-    return make_windows(tokenizer.encode(question), tokenizer.encode(passage), tokenizer.layout, settings)
+    return make_windows(tokenizer.encode(question), tokenizer.encode(passage), tokenizer.template, settings)
 
 
 @pytest.fixture(scope="session")
@@ -161,78 +161,106 @@ def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
     long, short, other, _ = sample(family)
     batch = pack([[other, short, long]], cols=len(other) + len(short) + len(long) + 7)
     own = batch.window_index[0] == 1
-    before = backend.forward(batch, attention=[0, 1])
+    before = backend.forward(
+        batch,
+        capture=Capture(
+            (
+                0,
+                1,
+            )
+        ),
+    )
     generator = np.random.default_rng(0)
     for _ in range(3):
         words = int(batch.input_ids.max())
         ids = np.where(own, batch.input_ids, generator.integers(5, words, batch.shape)).astype(np.int32)
         positions = np.where(own, batch.position_ids, generator.permuted(batch.position_ids, axis=1)).astype(np.int32)
-        after = backend.forward(Batch(ids, batch.token_type_ids, positions, batch.window_index), attention=[0, 1])
+        after = backend.forward(
+            Batch(ids, batch.token_type_ids, positions, batch.window_index),
+            capture=Capture(
+                (
+                    0,
+                    1,
+                )
+            ),
+        )
         for one, two in ((before.start, after.start), (before.end, after.end)):
             np.testing.assert_array_equal(one[0, own], two[0, own])
             assert np.abs(one[0, ~own] - two[0, ~own]).max() > 0.01  # the neighbours did change
         for layer in (0, 1):
-            np.testing.assert_array_equal(before.attention[layer][0][:, own], after.attention[layer][0][:, own])
+            np.testing.assert_array_equal(before.attention[layer][1], after.attention[layer][1])
 
 
 @every_backend
 @every_family
 @pytest.mark.parametrize("shape", ["padded", "packed in rows"])
-def test_attention_sums_to_one_within_a_window_and_is_zero_elsewhere(
+def test_attention_is_that_of_the_reference_sums_to_one_and_leaves_the_logits_alone(
     name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
-    batch = pack(shapes_of(sample(family))[shape])
-    rows, cols = batch.shape
-    logits = backend_of(name, family).forward(batch, attention=[1, 0])
-    assert list(logits.attention) == [0, 1]
-    same = batch.window_index[:, :, None] == batch.window_index[:, None, :]
-    real = batch.window_index != PADDING
-    for attention in logits.attention.values():
-        assert (attention.dtype, attention.shape) == (np.float32, (rows, 4, cols, cols))
-        by_query = attention.transpose(0, 2, 1, 3)[real]  # (token, head, key)
-        np.testing.assert_allclose(by_query.sum(-1), 1, rtol=0, atol=1e-5)  # measured: 4e-7
-        elsewhere = np.broadcast_to(~same[real][:, None, :], by_query.shape)
-        np.testing.assert_array_equal(by_query[elsewhere], 0)
-        assert (by_query[~elsewhere] > 0).mean() > 0.9
-
-
-@every_backend
-@every_family
-def test_attention_is_that_of_the_reference_and_leaves_the_logits_alone(
-    name: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
-) -> None:
-    batch = pack(shapes_of(sample(family))["packed in rows"])
-    real = batch.window_index != PADDING
-    reference = backend_of("numpy", family).forward(batch, attention=[1])
-    found = backend_of(name, family).forward(batch, attention=[1])
+    rows = shapes_of(sample(family))[shape]
+    batch, windows = pack(rows), [window for row in rows for window in row]
+    reference = backend_of("numpy", family).forward(batch, capture=Capture((1, 0)))
+    found = backend_of(name, family).forward(batch, capture=Capture((1, 0)))
     without = backend_of(name, family).forward(batch)
-    # measured: 2e-6
-    np.testing.assert_allclose(
-        found.attention[1].transpose(0, 2, 1, 3)[real],
-        reference.attention[1].transpose(0, 2, 1, 3)[real],
-        rtol=0,
-        atol=1e-5,
-    )
+    assert found.attention is not None and reference.attention is not None
+    assert list(found.attention) == [0, 1]
+    for layer, arrays in found.attention.items():
+        for window, array, expected in zip(windows, arrays, reference.attention[layer], strict=True):
+            assert (array.dtype, array.shape) == (np.float32, (4, len(window), len(window)))
+            np.testing.assert_allclose(array.sum(-1), 1, rtol=0, atol=1e-5)  # measured: 4e-7
+            np.testing.assert_allclose(array, expected, rtol=0, atol=1e-5)  # measured: 2e-6
+    real = batch.window_index != PADDING
     np.testing.assert_allclose(found.start[real], without.start[real], rtol=0, atol=FP32)
     np.testing.assert_allclose(found.end[real], reference.end[real], rtol=0, atol=FP32)
 
 
 @every_backend
-@pytest.mark.parametrize("asked", [None, [], [1], (0, 1), {1, 0}])
-def test_the_attention_of_just_the_layers_asked_for_is_given(
-    name: str, asked: Collection[int] | None, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+@every_family
+@pytest.mark.parametrize("shape", ["padded", "packed in rows"])
+def test_captured_queries_are_those_rows_of_the_whole_attention(
+    name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
-    found = backend_of(name).forward(pad(sample("bert")), attention=asked).attention
-    assert found is None if asked is None else found is not None and list(found) == sorted(asked)
+    rows = shapes_of(sample(family))[shape]
+    batch, windows = pack(rows), [window for row in rows for window in row]
+    queries = tuple((0, len(window) - 1, 2)[: 1 + number % 3] for number, window in enumerate(windows))
+    backend = backend_of(name, family)
+    whole, found = backend.forward(batch, capture=Capture((1,))), backend.forward(batch, capture=Capture((1,), queries))
+    assert whole.attention is not None and found.attention is not None
+    for every, some, wanted in zip(whole.attention[1], found.attention[1], queries, strict=True):
+        np.testing.assert_allclose(some, every[:, list(wanted)], rtol=0, atol=1e-6)  # measured: 1e-7
 
 
 @every_backend
-@pytest.mark.parametrize("layers", [[2], [0, 7], [-1]])
+@pytest.mark.parametrize("layers", [None, (), (1,), (0, 1), (1, 0)])
+def test_the_attention_of_just_the_layers_asked_for_is_given(
+    name: str,
+    layers: tuple[int, ...] | None,
+    backend_of: Callable[..., Backend],
+    sample: Callable[[str], list[Window]],
+) -> None:
+    capture = None if layers is None else Capture(layers)
+    found = backend_of(name).forward(pad(sample("bert")), capture=capture).attention
+    assert found is None if layers is None else found is not None and list(found) == sorted(layers)
+
+
+@every_backend
+@pytest.mark.parametrize("layers", [(2,), (0, 7), (-1,)])
 def test_a_layer_that_the_model_does_not_have_is_refused(
-    name: str, layers: list[int], backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+    name: str, layers: tuple[int, ...], backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
     with pytest.raises(InputError, match=rf"has no layer {layers[-1]}; it has 2, counted from 0 to 1"):
-        backend_of(name).forward(pad(sample("bert")), attention=layers)
+        backend_of(name).forward(pad(sample("bert")), capture=Capture(layers))
+
+
+@every_backend
+def test_queries_that_are_not_there_are_refused(
+    name: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
+) -> None:
+    batch = pad(sample("bert")[:2])
+    with pytest.raises(InputError, match="The capture has queries for 1 windows; the batch has 2"):
+        backend_of(name).forward(batch, capture=Capture((0,), ((0,),)))
+    with pytest.raises(InputError, match=r"Window 1 has no token 999; it has \d+, counted from 0"):
+        backend_of(name).forward(batch, capture=Capture((0,), ((0,), (999,))))
 
 
 @every_backend
@@ -240,8 +268,8 @@ def test_a_batch_is_left_as_it_was(
     name: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
     batch, same = pad(sample("bert")), pad(sample("bert"))
-    for attention in (None, [0]):
-        backend_of(name).forward(batch, attention=attention)
+    for capture in (None, Capture((0,))):
+        backend_of(name).forward(batch, capture=capture)
     for field in Batch.__slots__:
         np.testing.assert_array_equal(getattr(batch, field), getattr(same, field))
 
@@ -251,10 +279,10 @@ def test_logits_once_given_are_not_written_over_by_the_next_batch(
     name: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
     windows = sample("bert")
-    first = backend_of(name).forward(pad(windows[:1]), attention=[0])
-    kept = first.start.copy(), first.end.copy(), first.attention[0].copy()
-    backend_of(name).forward(pad(windows[2:3]), attention=[0])
-    for before, after in zip(kept, (first.start, first.end, first.attention[0]), strict=True):
+    first = backend_of(name).forward(pad(windows[:1]), capture=Capture((0,)))
+    kept = first.start.copy(), first.end.copy(), first.attention[0][0].copy()
+    backend_of(name).forward(pad(windows[2:3]), capture=Capture((0,)))
+    for before, after in zip(kept, (first.start, first.end, first.attention[0][0]), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -488,7 +516,18 @@ def test_showing_attention_changes_nothing_afterwards(
 ) -> None:
     backend, batch = backend_of(name), pad(sample("bert"))
     before = backend.forward(batch)
-    assert backend.forward(batch, attention=[0, 1]).attention is not None
+    assert (
+        backend.forward(
+            batch,
+            capture=Capture(
+                (
+                    0,
+                    1,
+                )
+            ),
+        ).attention
+        is not None
+    )
     after = backend.forward(batch)
     np.testing.assert_array_equal(after.start, before.start)
     np.testing.assert_array_equal(after.end, before.end)

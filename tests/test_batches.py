@@ -1,19 +1,20 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad, plan
-from spanqa.spans import split_logits
-from spanqa.tokens import Layout, Tokens
+from spanqa.batches import PADDING, Batch, SpanLogits, pack, pad, plan, split_logits
+from spanqa.tokens import Template, Tokens
 from spanqa.windows import Window, WindowSettings, make_windows
-from strategies import layouts, tokens
+from strategies import templates, tokens
 
 
-def window_of(*ids: int, question: tuple[int, ...] = (7,), layout: Layout | None = None) -> Window:
-    bert = Layout(((101, 0),), ((102, 0),), ((102, 1),), question_type=0, passage_type=1)
+def window_of(*ids: int, question: tuple[int, ...] = (7,), template: Template | None = None) -> Window:
+    bert = Template(((101, 0),), ((102, 0),), ((102, 1),), question_type=0, passage_type=1)
     texts = [Tokens(np.array(part, np.int32), np.stack([np.arange(len(part))] * 2, axis=1)) for part in (question, ids)]
-    return Window(*texts, 0, len(ids), layout or bert)
+    return Window(*texts, 0, len(ids), template or bert)
 
 
 def test_windows_are_laid_out_as_the_docstring_draws_them() -> None:
@@ -36,17 +37,17 @@ def test_packed_windows_stand_in_one_row_and_count_their_own_positions() -> None
 
 def test_a_window_holds_its_slice_of_the_passage_only() -> None:
     whole = window_of(*range(20, 30))
-    batch = pad([Window(whole.question, whole.passage, 3, 5, whole.layout)])
+    batch = pad([Window(whole.question, whole.passage, 3, 5, whole.template)])
     assert batch.input_ids.tolist() == [[101, 7, 102, 23, 24, 102]]
 
 
-@given(tokens(1, 5), st.lists(tokens(1, 60), min_size=1, max_size=5), layouts(), st.data())
+@given(tokens(1, 5), st.lists(tokens(1, 60), min_size=1, max_size=5), templates(), st.data())
 def test_packed_then_split_gives_every_window_its_own_logits(
-    question: Tokens, passages: list[Tokens], layout: Layout, data: st.DataObject
+    question: Tokens, passages: list[Tokens], template: Template, data: st.DataObject
 ) -> None:
     """Every token's logits are a number of its own; split, each window has the numbers of its tokens."""
-    settings = WindowSettings(20 + layout.special_tokens, 3, 6)
-    windows = [window for passage in passages for window in make_windows(question, passage, layout, settings)]
+    settings = WindowSettings(20 + template.special_tokens, 3, 6)
+    windows = [window for passage in passages for window in make_windows(question, passage, template, settings)]
     rows: list[list[Window]] = [[]]
     for window in windows:
         if rows[-1] and data.draw(st.booleans()):
@@ -78,8 +79,10 @@ def test_a_plan_is_a_permutation_within_the_budget(lengths: list[int], budget: i
 def test_a_plan_goes_from_long_to_short_and_wastes_no_batch(lengths: list[int], budget: int) -> None:
     batches = plan(lengths, budget)
     assert [lengths[position] for batch in batches for position in batch] == sorted(lengths, reverse=True)
-    for batch in batches[:-1]:
-        assert (len(batch) + 1) * lengths[batch[0]] > budget  # the next window did not fit
+    for batch, following in pairwise(batches):
+        longest, waiting = lengths[batch[0]], lengths[following[0]]
+        assert (len(batch) + 1) * longest > budget or 2 * waiting < longest  # the next did not fit, or was much shorter
+        assert all(2 * lengths[position] >= longest for position in batch)
 
 
 def test_nothing_is_planned_for_nothing() -> None:

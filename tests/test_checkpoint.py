@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import tiny as tiny_checkpoints
 from reference import assert_gives_the_logits_of_transformers, first_window
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
-from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint, verify_weights, weight_files
+from spanqa.batches import Capture
+from spanqa.checkpoint import find, open_checkpoint
 from spanqa.errors import CheckpointError, UnsupportedModelError
 from spanqa.reader import Reader
+from spanqa.weights import verify, weight_files
 from strategies import nasty_texts
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -96,7 +99,8 @@ def test_names_and_shards_do_not_change_a_bit(
 
 
 def test_what_is_left_out_of_a_checkpoint_is_listed(variant: Callable[[str], Path]) -> None:
-    names, ignored = verify_weights(open_checkpoint(variant("gamma and beta")))
+    checkpoint = open_checkpoint(variant("gamma and beta"))
+    names, ignored = verify(checkpoint.weights, checkpoint.encoder, "it")
     assert ignored == [
         "bert.embeddings.position_ids",
         "bert.pooler.dense.bias",
@@ -112,18 +116,18 @@ def test_the_variants_are_what_they_are_called(variant: Callable[[str], Path]) -
     assert not (variant("sharded") / "model.safetensors").exists()
     dtypes = {"fp16": np.float16, "bf16": np.float32, "fp64": np.float64}  # NumPy has no bfloat16
     for name, dtype in dtypes.items():
-        assert {array.dtype for _, array in load_weights(open_checkpoint(variant(name)))} == {np.dtype(dtype)}
+        assert {array.dtype for array in open_checkpoint(variant(name)).encoder_weights().values()} == {np.dtype(dtype)}
 
 
 def test_a_hash_names_the_weights(variant: Callable[[str], Path], tiny: Callable[..., Path]) -> None:
     import hashlib
 
     assert (
-        open_checkpoint(tiny("bert")).sha256
+        open_checkpoint(tiny("bert")).weights.sha256
         == hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest()
     )
     shards = b"".join(path.read_bytes() for path in sorted(variant("sharded").glob("*.safetensors")))
-    assert open_checkpoint(variant("sharded")).sha256 == hashlib.sha256(shards).hexdigest()
+    assert open_checkpoint(variant("sharded")).weights.sha256 == hashlib.sha256(shards).hexdigest()
 
 
 @pytest.mark.parametrize("family", tiny_checkpoints.FAMILIES)
@@ -158,8 +162,8 @@ def vocabulary_only(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 def test_a_vocabulary_alone_gives_the_tokens_of_the_tokenizer(tiny: Callable[..., Path], vocabulary_only: Path) -> None:
     whole, bare = open_checkpoint(tiny("bert")).tokenizer, open_checkpoint(vocabulary_only).tokenizer
-    assert bare.layout == whole.layout
-    assert bare.vocabulary_size == whole.vocabulary_size
+    assert bare.template == whole.template
+    assert bare.highest_id == whole.highest_id
 
     @given(nasty_texts())
     def same_tokens(text: str) -> None:
@@ -439,7 +443,7 @@ UNREADABLE = {
     ),
     "a tokenizer larger than the embeddings": (
         config(vocab_size=399),
-        "has 400 tokens, but the model has embeddings for only 399. Tokenizer and model do not belong together",
+        "has ids up to 399, but the model has embeddings for only 399 ids, counted from 0. Tokenizer and model do not belong together",
     ),
     "a tokenizer whose template names an unknown mark": (
         tokenizer(lambda stored: stored.update(post_processor=TEMPLATE)),
@@ -473,7 +477,7 @@ def test_a_tokenizer_whose_added_tokens_lie_beyond_the_embeddings_is_refused(tin
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.add_tokens(["lighthouse", "kestrel9"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"has 40[12] tokens, but the model has embeddings for only 400"):
+    with pytest.raises(CheckpointError, match=r"has ids up to 40[01], but the model has embeddings for only 400 ids"):
         open_checkpoint(folder)
 
 
@@ -580,7 +584,7 @@ def test_a_header_with_any_bit_flipped_is_refused_or_means_the_same(
     (header,) = struct.unpack("<Q", whole[:8])
     assert f'"{dtype}"'.encode() in whole[: 8 + header]
     checkpoint = open_checkpoint(folder)
-    expected = {name: array.copy() for name, array in load_weights(checkpoint)}
+    expected = checkpoint.encoder_weights()
     refused = 0
     with path.open("r+b", buffering=0) as file:
         for place in range(8 + header):
@@ -588,7 +592,7 @@ def test_a_header_with_any_bit_flipped_is_refused_or_means_the_same(
                 file.seek(place)
                 file.write(bytes([whole[place] ^ 1 << bit]))
                 try:
-                    found = dict(load_weights(checkpoint))
+                    found = checkpoint.encoder_weights()
                 except CheckpointError:
                     refused += 1
                 else:
@@ -705,7 +709,7 @@ def test_torch_refuses_to_pack_windows_for_what_it_cannot_keep_apart(deberta: Pa
 
     checkpoint = open_checkpoint(deberta)
     tokenizer = checkpoint.tokenizer
-    window = make_windows(tokenizer.encode("who"), tokenizer.encode("Anna"), tokenizer.layout, WindowSettings(64))
+    window = make_windows(tokenizer.encode("who"), tokenizer.encode("Anna"), tokenizer.template, WindowSettings(64))
     with pytest.raises(UnsupportedModelError, match="DebertaV2ForQuestionAnswering cannot read packed rows"):
         load_backend("torch", checkpoint)[0].forward(pack([window * 2]))
 
@@ -754,7 +758,78 @@ def test_an_architecture_without_such_a_head_is_refused(tiny_copy: Callable[...,
         Reader.load(folder)
 
 
-def test_the_weights_are_not_read_before_they_are_asked_for(tiny_copy: Callable[..., Path]) -> None:
+def test_a_vocabulary_with_a_hole_is_judged_by_its_highest_id(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy("bert")
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    words = stored["model"]["vocab"]
+    words[max(words, key=words.__getitem__)] = 7_000  # as many words as before
+    (folder / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=r"has ids up to 7000, but the model has embeddings for only 400 ids"):
+        open_checkpoint(folder)
+
+
+def test_token_types_without_embeddings_are_refused(tiny_copy: Callable[..., Path]) -> None:
+    folder = tiny_copy("bert")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:2 [SEP]:2", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"has token types up to 2, but the model has embeddings for only 2"):
+        open_checkpoint(folder)
+
+
+# --- read once
+
+
+def other_weights(folder: Path) -> None:
+    """Weights of the same shapes and other values, written as a careful writer does: beside the old file, then renamed."""
+    weights = {name: 1.5 * array for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "new")
+    (folder / "new").rename(folder / "model.safetensors")
+
+
+@every_backend
+def test_a_folder_replaced_after_loading_changes_neither_answers_nor_attention(
+    backend: str, load: Callable[..., Backend], tiny: Callable[..., Path], tiny_copy: Callable[..., Path]
+) -> None:
+    folder = tiny_copy("bert")
+    batch = first_window(folder, "Who built it?", "Anna Kestrel built it in 1891.")
+    held = load(backend, folder)
+    expected = load(backend, tiny("bert")).forward(batch, capture=Capture((0, 1)))
+    other_weights(folder)
+    found = held.forward(batch, capture=Capture((0, 1)))
+    np.testing.assert_allclose(found.start, expected.start, rtol=0, atol=1e-5)
+    assert found.attention is not None and expected.attention is not None
+    for layer, (array,) in found.attention.items():
+        np.testing.assert_allclose(array, expected.attention[layer][0], rtol=0, atol=1e-5)
+    new = load(backend, folder).forward(batch)
+    assert np.abs(new.start - expected.start).max() > 0.1
+
+
+def test_a_checkpoint_that_is_open_loads_the_weights_it_was_opened_with(
+    tiny: Callable[..., Path], tiny_copy: Callable[..., Path]
+) -> None:
+    checkpoint, expected = open_checkpoint(tiny_copy("bert")), open_checkpoint(tiny("bert"))
+    other_weights(checkpoint.path)
+    for name, array in checkpoint.encoder_weights().items():
+        np.testing.assert_array_equal(array, expected.encoder_weights()[name])
+    assert checkpoint.weights.sha256 == expected.weights.sha256
+
+
+def test_weights_overwritten_in_place_are_an_error_at_the_next_read(tiny_copy: Callable[..., Path]) -> None:
+    checkpoint = open_checkpoint(tiny_copy("bert"))
+    content = (checkpoint.path / "model.safetensors").read_bytes()
+    os.utime(checkpoint.path / "model.safetensors", ns=(1, 1))
+    (checkpoint.path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"was overwritten after the model was loaded. Load it again; to replace"):
+        checkpoint.encoder_weights()
+    with pytest.raises(CheckpointError, match="was overwritten after the model was loaded"):
+        _ = checkpoint.weights.sha256
+
+
+def test_a_file_that_is_no_safetensors_file_is_refused_when_it_is_opened(tiny_copy: Callable[..., Path]) -> None:
     folder = tiny_copy("bert")
     (folder / "model.safetensors").write_bytes(b"")
-    assert isinstance(open_checkpoint(folder), Checkpoint)
+    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+        open_checkpoint(folder)

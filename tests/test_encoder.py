@@ -8,7 +8,10 @@ import pytest
 from reference import PAIRS, TOLERANCE, TransformersModel, assert_gives_the_logits_of_transformers, first_window
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS
-from spanqa.encoder import ACTIVATIONS, encoder_config, stored_name, weight_shapes
+from spanqa.batches import Capture
+from spanqa.encoder import ACTIVATIONS, weight_shapes
+from spanqa.families import FAMILIES as RECORDS
+from spanqa.families import encoder_config
 from tiny import FAMILIES
 
 
@@ -26,12 +29,25 @@ def test_every_backend_gives_the_attention_of_transformers(
     family: str, backend: str, backend_of: Callable[..., Backend], tiny: Callable[..., Path], transformers: Any
 ) -> None:
     _, expected = TransformersModel(transformers, tiny(family))(*PAIRS[0])
-    found = backend_of(backend, family).forward(first_window(tiny(family), *PAIRS[0]), attention=[0, 1]).attention
+    found = (
+        backend_of(backend, family)
+        .forward(
+            first_window(tiny(family), *PAIRS[0]),
+            capture=Capture(
+                (
+                    0,
+                    1,
+                )
+            ),
+        )
+        .attention
+    )
     assert found is not None
     assert sorted(found) == [0, 1]
     for layer in (0, 1):
         # measured over all families and backends: at most 2e-6
-        np.testing.assert_allclose(found[layer], expected.attentions[layer].numpy(), rtol=0, atol=1e-5)
+        (window,) = found[layer]
+        np.testing.assert_allclose(window, expected.attentions[layer][0].numpy(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -67,11 +83,11 @@ def test_positions_of_roberta_begin_behind_its_padding_index() -> None:
 
 
 def test_stored_names_are_those_of_each_family() -> None:
-    assert stored_name("bert", "embeddings.word") == "bert.embeddings.word_embeddings.weight"
-    assert stored_name("roberta", "embeddings.norm.bias") == "roberta.embeddings.LayerNorm.bias"
-    assert stored_name("electra", "embeddings.projection.weight") == "electra.embeddings_project.weight"
-    assert stored_name("distilbert", "layer.1.output.bias") == "distilbert.transformer.layer.1.ffn.lin2.bias"
-    assert stored_name("distilbert", "qa.weight") == "qa_outputs.weight"
+    assert RECORDS["bert"].stored_name("embeddings.word") == "bert.embeddings.word_embeddings.weight"
+    assert RECORDS["roberta"].stored_name("embeddings.norm.bias") == "roberta.embeddings.LayerNorm.bias"
+    assert RECORDS["electra"].stored_name("embeddings.projection.weight") == "electra.embeddings_project.weight"
+    assert RECORDS["distilbert"].stored_name("layer.1.output.bias") == "distilbert.transformer.layer.1.ffn.lin2.bias"
+    assert RECORDS["distilbert"].stored_name("qa.weight") == "qa_outputs.weight"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +96,7 @@ def test_the_table_of_names_is_that_of_transformers(family: str, transformers: A
     config = transformers.AutoConfig.for_model(family, **numbers)
     state = transformers.AutoModelForQuestionAnswering.from_config(config).state_dict()
     ours = weight_shapes(encoder_config({"model_type": family, **numbers}))
-    assert {stored_name(family, name): shape for name, shape in ours.items()} == {
+    assert {RECORDS[family].stored_name(name): shape for name, shape in ours.items()} == {
         name: tuple(tensor.shape) for name, tensor in state.items()
     }
 

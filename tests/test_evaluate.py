@@ -44,7 +44,7 @@ ANSWERABLE = [BUILDER, LENGTH, LIVER]
 class Peaks:
     """A backend whose logits peak at the words that it was told for a question: in a window without them, at [CLS]."""
 
-    name, device, dtype, batches_at_once = "peaks", "cpu", "fp32", 1
+    name, device, dtype, batches_at_once, batch_tokens, layouts = "peaks", "cpu", "fp32", 1, 4096, ("padded",)
 
     def __init__(self, tokenizer, told):
         def encode(text):
@@ -52,7 +52,7 @@ class Peaks:
 
         self.told = [(encode(question), encode(words), height) for question, (words, height) in told.items()]
 
-    def forward(self, batch, *, attention=None):
+    def forward(self, batch, *, capture=None):
         start, end = np.zeros((2, *batch.shape), np.float32)
         for row, ids in enumerate(batch.input_ids.tolist()):
             question, words, height = next(each for each in self.told if ids[1 : 1 + len(each[0])] == each[0])
@@ -122,7 +122,7 @@ def test_the_two_rules_differ_where_another_window_is_less_sure_of_no_answer(che
     (oak,) = checkpoint.tokenizer.encode("oak").ids
 
     class Doubts(Peaks):
-        def forward(self, batch, *, attention=None):
+        def forward(self, batch, *, capture=None):
             start = super().forward(batch).start
             start[:, 0] = 10
             start[(batch.input_ids == oak).any(1)] = -40  # nor is there a span in the next window
@@ -291,7 +291,7 @@ def test_settings_tell_what_was_run(reader, checkpoint, tmp_path, monkeypatch):
     settings = evaluate(reader(), EXAMPLES, data=data, threshold=-math.inf)["settings"]
     assert settings["command"] == "spanqa evaluate 'my dev.json'"
     assert settings["data"] == {"file": "dev.json", "sha256": hashlib.sha256(b"{}").hexdigest(), "questions": 5}
-    assert settings["model"] == {"name": "spanqa-mini", "sha256": checkpoint.sha256}
+    assert settings["model"] == {"name": "spanqa-mini", "sha256": checkpoint.weights.sha256}
     assert (settings["backend"], settings["device"], settings["dtype"]) == ("peaks", "cpu", "fp32")
     assert settings["answers"] == {"max_answer_tokens": 30, "no_answer_threshold": "-inf"}
     assert settings["windows"]["max_seq_length"] == 384
@@ -305,7 +305,7 @@ def test_a_model_of_the_hub_is_named_with_its_revision(reader, checkpoint, tmp_p
     folder = tmp_path / "models--ORG--big-model" / "snapshots" / "0123abcd"
     other = reader()
     other.checkpoint = replace(checkpoint, path=folder)
-    other.checkpoint.__dict__["sha256"] = "…"
+    other.checkpoint.weights.__dict__["sha256"] = "…"
     assert describe_reader(other)["model"]["name"] == "ORG/big-model@0123abcd"
 
 

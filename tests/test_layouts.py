@@ -1,6 +1,6 @@
 """The three layouts of a batch, planned and run: padded, packed, flat; several replicas; several threads."""
 
-from collections.abc import Collection
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from conftest import need_backend
 from spanqa.backends.base import Backend
-from spanqa.backends.registry import preferred_layout
 from spanqa.backends.replicas import Replicas
-from spanqa.batches import Batch, BatchLayout, SpanLogits, pack, pack_rows, plan_batches
+from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits, pack, pack_rows, plan_batches
+from spanqa.checkpoint import find
 from spanqa.errors import InputError
 from spanqa.reader import Reader
+from spanqa.windows import cut
 
 LAYOUTS = get_args(BatchLayout)
 HARBOUR = (Path(__file__).parents[1] / "examples" / "harbour.txt").read_text("utf-8")
@@ -86,7 +87,9 @@ def test_every_layout_gives_the_same_answers(backend: str, layout: BatchLayout) 
 def test_a_neighbour_in_a_flat_row_does_not_move_a_window_on_torch(mini: Reader) -> None:
     need_backend("torch")
     torch = Reader.load(backend="torch", dtype="fp32")
-    windows = [mini._cut(question, [mini.prepare(passage)])[0][0] for question, passage in PAIRS[:8]]
+    windows = [
+        cut(question, [mini.prepare(passage)], mini.checkpoint.tokenizer)[0][0] for question, passage in PAIRS[:8]
+    ]
     for i, window in enumerate(windows):
         others = [other for other in windows if other is not window]
         before = torch.backend.forward(pack([[others[0], window, others[1]]])).start
@@ -115,38 +118,51 @@ def test_flat_rows_on_a_gpu_give_the_answers_of_the_reference(dtype: str) -> Non
 
 def test_batches_are_padded_where_no_gpu_is(mini: Reader) -> None:
     assert mini.layout == "padded"
-    assert preferred_layout(Flat()) == "flat"
 
 
-class Flat:
-    """What a torch backend on a GPU looks like from outside."""
+def test_a_model_of_torch_says_which_layouts_it_reads() -> None:
+    need_backend("torch")
+    from spanqa.backends.torch import _layouts
 
-    name, device, dtype, batches_at_once = "torch", "cuda:0", "bf16", 1
+    assert _layouts(True, "cuda:0", "bf16")[0] == "flat"
+    assert _layouts(True, "cuda:0", "fp32")[0] == "padded"
+    assert _layouts(False, "cuda:0", "bf16") == ("padded",)  # as DeBERTa: nothing would keep its windows apart
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        raise AssertionError("not called")
+
+def test_a_layout_that_the_backend_does_not_read_is_refused_at_load(tmp_path: Path) -> None:
+    need_backend("torch")
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.DebertaV2Config(vocab_size=30522, **sizes)
+    transformers.DebertaV2ForQuestionAnswering(config).save_pretrained(tmp_path)
+    shutil.copyfile(find("spanqa-mini") / "tokenizer.json", tmp_path / "tokenizer.json")
+    assert Reader.load(tmp_path).layout == "padded"
+    with pytest.raises(InputError, match="layout is 'flat'; this model on backend 'torch' reads padded"):
+        Reader.load(tmp_path, layout="flat")
 
 
 class Meeting:
-    """A backend that answers only when two batches are in hand at once."""
+    """A backend whose first batch waits until the other replica has one too."""
 
-    name, dtype, batches_at_once = "meeting", "fp32", 1
+    name, dtype, batches_at_once, batch_tokens = "meeting", "fp32", 1, 300
+    layouts: tuple[BatchLayout, ...] = ("padded",)
 
     def __init__(self, device: str, backend: Backend, barrier: Barrier) -> None:
-        self.device, self.backend, self.barrier = device, backend, barrier
+        self.device, self.backend, self.barrier, self.met = device, backend, barrier, False
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        self.barrier.wait(timeout=30)
-        return self.backend.forward(batch, attention=attention)
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        if not self.met:
+            self.barrier.wait(timeout=30)
+        self.met = True
+        return self.backend.forward(batch, capture=capture)
 
 
 def test_replicas_work_at_the_same_time_and_answer_in_order(mini: Reader, monkeypatch: Any) -> None:
-    monkeypatch.setattr("spanqa.reader.BATCH_TOKENS", 300)
+    monkeypatch.setattr("spanqa.reader.FIRST_CHUNK", 64)  # all at once, so that there are several batches
     barrier = Barrier(2)
     replicas = Replicas([Meeting("one", mini.backend, barrier), Meeting("two", mini.backend, barrier)])
     reader = Reader(mini.checkpoint, replicas)
-    lengths = [len(w) for q, p in PAIRS[:8] for cut in mini._cut(q, [mini.prepare(p)]) for w in cut]
-    assert len(list(plan_batches(lengths, "padded", 300))) % 2 == 0, "the barrier needs an even number of batches"
     assert [a.text for a in reader.ask_many(PAIRS[:8])] == [a.text for a in mini.ask_many(PAIRS[:8])]
     assert reader.backend.device == "one,two"
 
@@ -164,7 +180,12 @@ def test_one_reader_answers_in_several_threads(backend: str) -> None:
     reader = Reader.load(backend=backend, dtype="fp32")
     expected = [reader.ask(*pair) for pair in PAIRS]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda pair: reader.ask(*pair), PAIRS)) == expected
+        found = list(pool.map(lambda pair: reader.ask(*pair), PAIRS))
+    if backend == "openvino":
+        assert found == expected  # to the last bit, whoever shared a batch
+    assert [(answer.text, answer.start) for answer in found] == [(answer.text, answer.start) for answer in expected]
+    scores = [answer.score for answer in found]
+    np.testing.assert_allclose(scores, [answer.score for answer in expected], atol=1e-4)  # measured: 1e-5
 
 
 def test_a_stream_left_early_stops_the_batches_that_wait(mini: Reader) -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import strategies
+from spanqa.batches import WindowLogits
 from spanqa.errors import InputError
 from spanqa.evaluate.official import NOTHING_TO_READ, OfficialSettings, official_answer
-from spanqa.spans import WindowLogits
 from spanqa.tokens import Passage, Tokens
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import load_backend
-from spanqa.batches import Batch, pad
-from spanqa.checkpoint import Checkpoint, find, load_weights, open_checkpoint
+from spanqa.batches import Batch, Capture, pad
+from spanqa.checkpoint import Checkpoint, find, open_checkpoint
 from spanqa.errors import BackendError
 from spanqa.windows import WindowSettings, make_windows
 from tiny import SENTENCES
@@ -36,7 +36,7 @@ def batch(mini: Checkpoint) -> Batch:
     """Eight rows or more, the last of them shorter."""
     tokenizer = mini.tokenizer
     windows = make_windows(
-        tokenizer.encode("Who?"), tokenizer.encode(SENTENCES), tokenizer.layout, WindowSettings(64, 16)
+        tokenizer.encode("Who?"), tokenizer.encode(SENTENCES), tokenizer.template, WindowSettings(64, 16)
     )
     assert len(windows) > 8 and len(windows[-1]) < len(windows[0])
     return pad(windows)
@@ -49,7 +49,17 @@ def test_rows_computed_a_few_at_a_time_give_what_they_give_at_once(
     backend = module.OnnxBackend(mini, "cpu", "fp32", 1)
     found = []
     for backend._tokens_at_once in (sys.maxsize, tokens):
-        found.append(backend.forward(batch, attention=[2, 5]))
+        found.append(
+            backend.forward(
+                batch,
+                capture=Capture(
+                    (
+                        2,
+                        5,
+                    )
+                ),
+            )
+        )
     once, parts = found
     real = batch.window_index >= 0
     # measured: 3e-6 and 2e-7
@@ -57,25 +67,26 @@ def test_rows_computed_a_few_at_a_time_give_what_they_give_at_once(
     np.testing.assert_allclose(parts.end[real], once.end[real], rtol=0, atol=2e-5)
     assert list(parts.attention) == [2, 5]
     for layer in (2, 5):
-        assert parts.attention[layer].shape == once.attention[layer].shape
-        np.testing.assert_allclose(parts.attention[layer], once.attention[layer], rtol=0, atol=1e-5)
+        for part, whole in zip(parts.attention[layer], once.attention[layer], strict=True):
+            np.testing.assert_allclose(part, whole, rtol=0, atol=1e-5)
 
 
 def test_the_graph_in_half_precision_is_the_same_graph(
     module: Any, mini: Checkpoint, batch: Batch, load: Callable[..., Backend]
 ) -> None:
     """Meant for CUDA; here its operations convert to float32 and back, so that only what lies between them is rounded."""
-    reference = load("numpy", find("spanqa-mini")).forward(batch, attention=[0])
-    found = module.OnnxBackend(mini, "cpu", "fp16", None).forward(batch, attention=[0])
+    reference = load("numpy", find("spanqa-mini")).forward(batch, capture=Capture((0,)))
+    found = module.OnnxBackend(mini, "cpu", "fp16", None).forward(batch, capture=Capture((0,)))
     real = batch.window_index >= 0
-    assert found.start.dtype == found.attention[0].dtype == np.float32
+    assert found.start.dtype == found.attention[0][0].dtype == np.float32
     # measured: 0.005, of logits up to 8, and 2e-4
     np.testing.assert_allclose(found.start[real], reference.start[real], rtol=0, atol=0.03)
-    np.testing.assert_allclose(found.attention[0], reference.attention[0], rtol=0, atol=2e-3)
+    for half, whole in zip(found.attention[0], reference.attention[0], strict=True):
+        np.testing.assert_allclose(half, whole, rtol=0, atol=2e-3)
 
 
 def test_the_weights_are_not_in_the_graph(module: Any, mini: Checkpoint) -> None:
-    weights = dict(load_weights(mini))
+    weights = mini.encoder_weights()
     assert sum(array.nbytes for array in weights.values()) > 40_000_000
     assert len(module.build_graph(mini, weights)) < 50_000
 
@@ -84,7 +95,7 @@ def test_a_session_outlives_the_arrays_it_was_made_from(
     module: Any, mini: Checkpoint, batch: Batch, load: Callable[..., Backend]
 ) -> None:
     backend = module.OnnxBackend(mini, "cpu", "fp32", None)
-    litter = [np.full(array.shape, 7, np.float32) for _, array in load_weights(mini) for _ in range(3)]
+    litter = [np.full(array.shape, 7, np.float32) for array in mini.encoder_weights().values() for _ in range(3)]
     found, reference = backend.forward(batch), load("numpy", find("spanqa-mini")).forward(batch)
     real = batch.window_index >= 0
     np.testing.assert_allclose(found.start[real], reference.start[real], rtol=0, atol=2e-5)
@@ -93,16 +104,16 @@ def test_a_session_outlives_the_arrays_it_was_made_from(
 
 def test_it_computes_with_the_threads_it_is_given(module: Any, tiny: Callable[..., Path]) -> None:
     backend: Any = load_backend("onnx", open_checkpoint(tiny("bert")), threads=1)[0]
-    assert backend._session(()).get_session_options().intra_op_num_threads == 1
+    assert backend._sessions.of(None).get_session_options().intra_op_num_threads == 1
     backend = load_backend("onnx", open_checkpoint(tiny("bert")))[0]
-    assert backend._session(()).get_session_options().intra_op_num_threads >= 1
+    assert backend._sessions.of(None).get_session_options().intra_op_num_threads >= 1
 
 
 def test_one_session_with_attention_is_kept(module: Any, mini: Checkpoint, batch: Batch) -> None:
     backend = module.OnnxBackend(mini, "cpu", "fp32", None)
-    for attention in ([0], [0], [1, 2], None):
-        backend.forward(batch, attention=attention)
-    assert list(backend._sessions) == [(), (1, 2)]
+    for capture in (Capture((0,)), Capture((0,)), Capture((1, 2)), None):
+        backend.forward(batch, capture=capture)
+    assert list(backend._sessions._made) == [(), (1, 2)]
 
 
 def test_fp16_on_the_cpu_is_refused(module: Any, tiny: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import spanqa
 from conftest import need_backend
-from spanqa.answers import Calibration
+from spanqa.calibration import Calibration
 from spanqa.errors import InputError
 from spanqa.pipelines import QuestionAnsweringPipeline, pipeline
 from spanqa.reader import Reader
@@ -150,7 +150,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:topk is the old name:FutureWarni
 
 
 def test_the_golden_file_was_made_with_the_bundled_weights(reader: Reader) -> None:
-    sha256 = reader.checkpoint.sha256
+    sha256 = reader.checkpoint.weights.sha256
     assert RECORD["made_by"]["sha256"]["model.safetensors"] == sha256, "run tests/golden/make_pipeline_golden.py again"
     assert sha256[:12] in FILE.name
     assert len(RECORD["calls"]) >= 200

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from spanqa.answers import Calibration
+from spanqa.calibration import Calibration
 from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError
+from spanqa.evaluate.run import Score
 from spanqa.extras import installed
-from spanqa.quantize import Score, quantize
+from spanqa.quantize import quantize
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
 
@@ -71,29 +72,29 @@ def test_the_floats_of_an_int8_copy_are_those_of_the_model(quantized: Path, mini
 
 @needs_nncf
 def test_attention_of_an_int8_copy_is_looked_at_in_floats(quantized: Path, mini: Reader) -> None:
-    from spanqa.batches import pack
+    from spanqa.batches import Capture, pack
 
     reader = Reader.load(quantized, dtype="int8")
     [[window]] = mini._cut("Who built the first pier?", [mini.prepare(HARBOUR)])
-    attention = reader.backend.forward(pack([[window]]), attention=[0]).attention
+    attention = reader.backend.forward(pack([[window]]), capture=Capture((0,))).attention
     assert attention is not None
     assert attention[0].shape == (1, 12, len(window), len(window))
 
 
 @needs_nncf
-def test_a_copy_that_loses_too_much_is_not_written(tmp_path: Path) -> None:
+def test_a_copy_that_loses_too_much_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[str] = []
 
     def score(reader: Reader, examples: Sequence[Example]) -> Score:
         scored.append(reader.backend.dtype)
         return Score(90.0 if reader.backend.dtype == "fp32" else 80.0, 0.0)
 
+    monkeypatch.setattr("spanqa.quantize.score", score)
     with pytest.raises(AccuracyLostError, match=r"int8 takes F1 from 90.00 to 80.00, more than the 1 points"):
         quantize(
             "spanqa-mini",
             read_squad(EXAMPLES / "harbour.json"),
             tmp_path / "out",
-            score=score,
             data_sha256="",
             calibration_questions=2,
         )
@@ -103,7 +104,7 @@ def test_a_copy_that_loses_too_much_is_not_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_there_and_too_few_questions_are_errors(tmp_path: Path) -> None:
     examples = read_squad(EXAMPLES / "harbour.json")
-    arguments = {"score": lambda reader, examples: Score(0.0, None), "data_sha256": ""}
+    arguments = {"data_sha256": ""}
     with pytest.raises(InputError, match="is there already"):
         quantize("spanqa-mini", examples, tmp_path, **arguments)
     with pytest.raises(InputError, match="There are 8 questions; expected at least 400"):
@@ -117,7 +118,6 @@ def test_without_nncf_the_way_to_install_it_is_told(tmp_path: Path, monkeypatch:
             "spanqa-mini",
             read_squad(EXAMPLES / "harbour.json"),
             tmp_path / "out",
-            score=lambda reader, examples: Score(0.0, None),
             data_sha256="",
             calibration_questions=2,
         )

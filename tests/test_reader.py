@@ -6,7 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -21,11 +21,14 @@ from safetensors.numpy import load_file, save_file
 import byhand
 from spanqa import reader as reader_module
 from spanqa.answers import Answer, AnswerSettings
+from spanqa.backends.base import BATCH_TOKENS
 from spanqa.backends.registry import BACKENDS
-from spanqa.batches import Batch, SpanLogits
+from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
 from spanqa.checkpoint import find, open_checkpoint
-from spanqa.encoder import encoder_config, stored_name, weight_shapes
+from spanqa.encoder import weight_shapes
 from spanqa.errors import BackendError, CheckpointError, InputError, QuestionTooLongError
+from spanqa.families import FAMILIES as RECORDS
+from spanqa.families import encoder_config
 from spanqa.reader import Reader
 from spanqa.squad import read_squad
 from spanqa.windows import WindowSettings
@@ -47,13 +50,14 @@ def reader_of(tiny_reader: Callable[..., Reader], mini: Reader) -> Callable[[str
 class PeakedBackend:
     """Logits that peak at given tokens, wherever they stand: a model without a model."""
 
-    name, device, dtype, batches_at_once = "peaked", "cpu", "fp32", 1
+    name, device, dtype, batches_at_once, batch_tokens = "peaked", "cpu", "fp32", 1, BATCH_TOKENS
+    layouts: tuple[BatchLayout, ...] = ("padded",)
 
     def __init__(self, start: int, end: int, height: float = 5.0) -> None:
         self.start, self.end, self.height = start, end, height
         self.batches: list[Batch] = []
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
         self.batches.append(batch)
         return SpanLogits(*(np.where(batch.input_ids == token, self.height, 0).astype(np.float32)
                             for token in (self.start, self.end)))  # fmt: skip
@@ -269,7 +273,7 @@ def test_a_further_passage_scales_all_other_probabilities_by_one_factor(
 def test_a_stream_is_answered_in_order_and_read_only_as_far_as_needed(
     tiny_reader: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "_CHUNK_TOKENS", 200)
+    monkeypatch.setattr(reader_module, "LARGEST_CHUNK", 1 / 16)
     reader = tiny_reader("bert")
     taken = 0
 
@@ -282,7 +286,7 @@ def test_a_stream_is_answered_in_order_and_read_only_as_far_as_needed(
     stream = reader.ask_many(pairs(), threshold=NEVER_EMPTY)
     assert taken == 0
     first = list(islice(stream, 12))
-    assert taken < 40  # a window has some 20 tokens, a chunk some 10 windows
+    assert taken < 150  # a passage has some 6 tokens, a chunk 256
     assert first == [
         reader.ask("How tall is the tower?", f"The tower is {number} metres tall.", threshold=NEVER_EMPTY)
         for number in range(12)
@@ -538,7 +542,7 @@ def test_the_flagships_shape_is_loaded_by_its_hub_id_from_an_offline_cache(tmp_p
     shutil.copy(find("spanqa-mini") / "tokenizer.json", snapshot)
     numbers = (0.02 * np.random.default_rng(0).standard_normal(1_000_003, np.float32)).astype(np.float16)
     weights = {
-        stored_name("bert", name): np.ones(shape, np.float16)
+        RECORDS["bert"].stored_name(name): np.ones(shape, np.float16)
         if name.endswith("norm.weight")
         else np.resize(numbers, shape)
         for name, shape in weight_shapes(encoder_config(config)).items()
@@ -580,7 +584,7 @@ def test_every_passage_of_the_long_pages_can_be_read(data: Path, mini: Reader) -
     reader, backend = peaked(mini.checkpoint.path, "the", "the")
     for page, answer in zip(pages, reader.ask_many(("who?", page) for page in pages), strict=True):
         assert page[answer.start : answer.end] == answer.text != ""
-    assert max(batch.input_ids.size for batch in backend.batches) <= reader_module.BATCH_TOKENS
+    assert max(batch.input_ids.size for batch in backend.batches) <= BATCH_TOKENS
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanqa.spans import Span, WindowLogits, distinct_spans, forbid_blank, passage_band, span_band
+from spanqa.batches import WindowLogits
+from spanqa.spans import Span, distinct_spans, forbid_blank, passage_band, span_band
 from strategies import logits, offsets
 
 NEVER = -np.inf

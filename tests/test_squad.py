@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanqa.errors import DatasetError
-from spanqa.squad import Example, GoldAnswer, JsonObjectWriter, read_json, read_squad, read_text, write_json
+from spanqa.files import read_json, read_text, write_json
+from spanqa.squad import Example, GoldAnswer, JsonObjectWriter, read_squad
 from strategies import nasty_texts
 
 PIER = "The pier was built by Anna Kestrel in 1891."

@@ -13,7 +13,7 @@ from spanqa import tokens as tokens_module
 from spanqa.batches import pad
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import CheckpointError, InputError
-from spanqa.tokens import Layout, Passage, Tokenizer
+from spanqa.tokens import Passage, Template, Tokenizer
 from spanqa.windows import WindowSettings, make_windows
 from strategies import nasty_passages, nasty_texts, questions
 
@@ -70,10 +70,10 @@ def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
     passage: str,
 ) -> None:
     tokenizer = ours(name)
-    asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)
+    asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     pair = theirs(name).encode(question, passage)
     settings = WindowSettings(len(pair.ids) + 1, 0, len(asked) + 1)
-    windows = make_windows(asked, read, tokenizer.layout, settings)
+    windows = make_windows(asked, read, tokenizer.template, settings)
     assert len(windows) == (1 if len(read) else 0)
     if windows:
         batch = pad(windows)
@@ -91,25 +91,25 @@ def test_windows_of_a_long_passage_are_the_overflowing_ones_of_pair_encoding(
     passage: str,
 ) -> None:
     tokenizer = ours(name)
-    asked, read = tokenizer.encode(question), tokenizer.encode_passage(passage)
+    asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     room, overlap = 11, 4
-    longest = len(asked) + room + tokenizer.layout.special_tokens
-    windows = make_windows(asked, read, tokenizer.layout, WindowSettings(longest, overlap, len(asked) + 1))
+    longest = len(asked) + room + tokenizer.template.special_tokens
+    windows = make_windows(asked, read, tokenizer.template, WindowSettings(longest, overlap, len(asked) + 1))
     library = theirs(name)
     library.enable_truncation(longest, stride=overlap, strategy="only_second")
     pair = library.encode(question, passage)
     expected = [pair, *pair.overflowing] if len(read) else []
     assert [pad([window]).input_ids[0].tolist() for window in windows] == [encoding.ids for encoding in expected]
-    if tokenizer.layout.passage_type == 1:  # where all types are 0, tokenizers writes 1 into windows after the first
+    if tokenizer.template.passage_type == 1:  # where all types are 0, tokenizers writes 1 into windows after the first
         assert [pad([window]).token_type_ids[0].tolist() for window in windows] == [one.type_ids for one in expected]
 
 
-def test_layouts_are_read_off_the_tokenizers(ours: Callable[[str], Tokenizer]) -> None:
-    assert ours("bert").layout == Layout(((2, 0),), ((3, 0),), ((3, 1),), 0, 1)
-    assert ours("roberta").layout == Layout(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), 0, 0)
-    assert ours("spanqa-mini").layout == Layout(((101, 0),), ((102, 0),), ((102, 1),), 0, 1)
-    assert ours("bert").layout.special_tokens == 3
-    assert ours("xlm-roberta").layout.special_tokens == 4
+def test_templates_are_read_off_the_tokenizers(ours: Callable[[str], Tokenizer]) -> None:
+    assert ours("bert").template == Template(((2, 0),), ((3, 0),), ((3, 1),), 0, 1)
+    assert ours("roberta").template == Template(((0, 0),), ((2, 0), (2, 0)), ((2, 0),), 0, 0)
+    assert ours("spanqa-mini").template == Template(((101, 0),), ((102, 0),), ((102, 1),), 0, 1)
+    assert ours("bert").template.special_tokens == 3
+    assert ours("xlm-roberta").template.special_tokens == 4
 
 
 def test_stored_truncation_and_padding_never_apply(ours: Callable[[str], Tokenizer], tiny: Callable[..., Path]) -> None:
@@ -144,9 +144,15 @@ def test_half_a_surrogate_pair_is_refused_with_its_place(ours: Callable[[str], T
 
 
 def test_a_passage_is_encoded_once(ours: Callable[[str], Tokenizer]) -> None:
-    first = ours("bert").encode_passage("The tower is 41 metres tall.")
-    assert ours("bert").encode_passage("The tower is 41 metres tall.") is first
-    assert ours("bert").encode_passage("The tower is 42 metres tall.") is not first
+    first = ours("bert").prepare("The tower is 41 metres tall.")
+    assert ours("bert").prepare("The tower is 41 metres tall.") is first
+    assert ours("bert").prepare("The tower is 42 metres tall.") is not first
+    assert ours("bert").prepare("The tower is 41 metres tall.", "tower.txt").tokens is first.tokens
+
+
+def bytes_of(tokenizer: Tokenizer, text: str) -> int:
+    tokens = tokenizer.encode(text)
+    return sys.getsizeof(text) + tokens.ids.nbytes + tokens.offsets.nbytes + tokens.words.nbytes
 
 
 def test_the_memory_for_passages_is_bounded_and_the_least_used_goes_first(
@@ -154,17 +160,18 @@ def test_the_memory_for_passages_is_bounded_and_the_least_used_goes_first(
 ) -> None:
     tokenizer = open_checkpoint(tiny("bert")).tokenizer
     texts = ["a b c d", "e f g h", "i j k l"]
-    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 8)
-    first, second = tokenizer.encode_passage(texts[0]), tokenizer.encode_passage(texts[1])
-    assert tokenizer.encode_passage(texts[0]) is first
-    tokenizer.encode_passage(texts[2])  # twelve tokens: the second text goes
-    assert tokenizer.encode_passage(texts[0]) is first
-    assert tokenizer.encode_passage(texts[1]) is not second
+    monkeypatch.setattr(tokens_module, "CACHED_BYTES", 2 * bytes_of(tokenizer, texts[0]))
+    first, second = tokenizer.prepare(texts[0]), tokenizer.prepare(texts[1])
+    assert tokenizer.prepare(texts[0]) is first
+    tokenizer.prepare(texts[2])  # more than there is room for: the second text goes
+    assert tokenizer.prepare(texts[0]) is first
+    assert tokenizer.prepare(texts[1]) is not second
 
 
 def test_several_threads_share_the_memory(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = open_checkpoint(tiny("bert")).tokenizer
-    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 12)
+    limit = 6 * bytes_of(tokenizer, "a b")
+    monkeypatch.setattr(tokens_module, "CACHED_BYTES", limit)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # so that threads come between any two steps
 
@@ -172,23 +179,24 @@ def test_several_threads_share_the_memory(tiny: Callable[..., Path], monkeypatch
         letters = random.Random(seed)
         for _ in range(1500):
             text = " ".join(letters.choices("abc", k=2))
-            assert len(tokenizer.encode_passage(text)) == 2
+            assert len(tokenizer.prepare(text).tokens) == 2
 
     try:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(read, range(4)))
     finally:
         sys.setswitchinterval(usual)
-    assert tokenizer._cached_tokens == sum(map(len, tokenizer._passages.values())) <= 12
+    cached = [bytes_of(tokenizer, passage.text) for passage in tokenizer._passages.values()]
+    assert tokenizer._cached_bytes == sum(cached) <= limit
 
 
 def test_a_passage_longer_than_the_memory_is_kept_alone(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = open_checkpoint(tiny("bert")).tokenizer
-    monkeypatch.setattr(tokens_module, "_CACHED_TOKENS", 2)
-    long = tokenizer.encode_passage("a b c d e")
-    assert tokenizer.encode_passage("a b c d e") is long
+    monkeypatch.setattr(tokens_module, "CACHED_BYTES", 2)
+    long = tokenizer.prepare("a b c d e")
+    assert tokenizer.prepare("a b c d e") is long
 
 
 def test_a_passage_says_where_it_comes_from(ours: Callable[[str], Tokenizer]) -> None:

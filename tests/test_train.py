@@ -23,18 +23,18 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import tiny as tiny_checkpoints
-from spanqa.answers import AnswerSettings, Score
+from spanqa.answers import AnswerSettings
 from spanqa.checkpoint import open_checkpoint
-from spanqa.errors import BackendError, CheckpointError, InputError
+from spanqa.errors import BackendError, CheckpointError, InputError, InterruptedTrainingError, TrainingError
 from spanqa.evaluate import score
 from spanqa.evaluate.record import questions_sha256
+from spanqa.evaluate.run import Score
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
 from spanqa.train import finetune
 from spanqa.train.curve import Point, advice, gain_of_twice, learning_curve, plot
 from spanqa.train.finetune import train
 from spanqa.train.labels import hold_out
-from spanqa.train.loop import InterruptedTrainingError, TrainingError
 from spanqa.train.settings import TrainSettings, preset
 
 NAMES = ["Anna Kestrel", "Tomas Brandt", "the keeper", "a young ferry", "old mail", "the chair", "Dr. M. Osei"]

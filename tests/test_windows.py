@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanqa.errors import InputError, QuestionTooLongError
-from spanqa.tokens import Layout, Tokens
+from spanqa.tokens import Template, Tokens
 from spanqa.windows import WindowSettings, make_windows
-from strategies import layouts, tokens
+from strategies import templates, tokens
 
-BERT = Layout(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1)
+BERT = Template(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1)
 
 
 def tokens_of(length: int) -> Tokens:
@@ -46,19 +46,19 @@ def test_the_overlap_is_half_the_room_by_default_and_at_most_128() -> None:
     assert bounds(10, 1000, WindowSettings(384)) == [(0, 371), (243, 614), (486, 857), (729, 1000)]
 
 
-@given(tokens(1, 10), tokens(0, 200), layouts(), st.integers(1, 30), st.integers(0, 29))
+@given(tokens(1, 10), tokens(0, 200), templates(), st.integers(1, 30), st.integers(0, 29))
 def test_windows_cover_every_token_and_the_last_ends_with_the_passage(
-    question: Tokens, passage: Tokens, layout: Layout, room: int, overlap: int
+    question: Tokens, passage: Tokens, template: Template, room: int, overlap: int
 ) -> None:
     overlap = min(overlap, room - 1)
-    longest = room + layout.special_tokens + len(question)
-    windows = make_windows(question, passage, layout, WindowSettings(longest, overlap, len(question)))
+    longest = room + template.special_tokens + len(question)
+    windows = make_windows(question, passage, template, WindowSettings(longest, overlap, len(question)))
     seen = np.zeros(len(passage), int)
     for number, window in enumerate(windows):
         assert window.first == number * (room - overlap)
         assert 1 <= len(window) <= longest
-        assert len(window) == len(question) + layout.special_tokens + window.stop - window.first
-        assert window.passage_start == len(layout.before) + len(question) + len(layout.between)
+        assert len(window) == len(question) + template.special_tokens + window.stop - window.first
+        assert window.passage_start == len(template.before) + len(question) + len(template.between)
         assert window.stop - window.first == room or window is windows[-1]
         seen[window.first : window.stop] += 1
     assert (seen > 0).all()

@@ -160,10 +160,13 @@ def fill(model: Any, seed: int = 0) -> None:
 
 def save_with_numpy(config: dict[str, Any], folder: Path, seed: int = 0) -> None:
     """Write config.json and model.safetensors under the names of the encoder's own table."""
-    from spanqa.encoder import encoder_config, stored_name, weight_shapes
+    from spanqa.encoder import weight_shapes
+    from spanqa.families import FAMILIES as RECORDS
+    from spanqa.families import encoder_config
 
     shapes = {
-        stored_name(config["model_type"], name): shape for name, shape in weight_shapes(encoder_config(config)).items()
+        RECORDS[config["model_type"]].stored_name(name): shape
+        for name, shape in weight_shapes(encoder_config(config)).items()
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file(random_weights(shapes, seed), folder / "model.safetensors")

@@ -1,29 +1,29 @@
 """Scored spans of all windows and passages of a question to answers, or to no answer.
 
-    M(p)  margin of place p: the largest, over the windows that hold it, of span score - null score of that window
+    M(p)  margin of span p: the largest, over the windows that hold it, of span score - null score of that window
     M*    the largest M
-    no_answer_probability = 1 / (1 + exp(b M* - a))
-    probability(p)        = (1 - no_answer_probability) * sum of exp(M(q)/T) over p and the places it takes with it
-                                                        / sum of exp(M(q)/T) over every place q
 
-A place takes with it those that overlap it and that no better answer has taken ("Anna", "by Anna Kestrel"): the probability is
-that the answer lies there. The sums run over every legal place, never an n-best list, so nothing depends on how many answers
-are asked for, and the probabilities of all answers and of "no answer" sum to 1. With a = 0 and b = T = 1 they are uncalibrated.
+Each answer takes with it the spans that overlap it and that no better answer has taken ("Anna", "by Anna Kestrel"): its
+probability is that the answer lies there (`spanqa.calibration`). The sums run over every legal span, never an n-best list, so
+nothing depends on how many answers are asked for, and the probabilities of all answers and of "no answer" sum to 1.
 
-It does not run the model; it is given its logits.
+It does not run the model; it is given the logits.
 """
 
+import heapq
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa.batches import WindowLogits
+from spanqa.calibration import Calibration, Probabilities, log_sum_exp
 from spanqa.errors import InputError
-from spanqa.spans import Span, WindowLogits, distinct_spans, forbid_blank, passage_band
+from spanqa.sentences import context_around, sentence_around
+from spanqa.spans import Span, distinct_spans, forbid_blank, passage_band
 from spanqa.tokens import Passage
 
 
@@ -66,39 +66,14 @@ def least_score(settings: AnswerSettings, no_answer: NoAnswer = "auto", threshol
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
-
-    f1: float
-    no_answer_threshold: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What turns scores into probabilities that can be believed; the defaults turn them into uncalibrated ones.
-
-    `data_sha256` names the data that a, b and the temperature were fitted on.
-    """
-
-    a: float = 0.0
-    b: float = 1.0
-    temperature: float = 1.0
-    data_sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.a) and 0 < self.b < math.inf and 0 < self.temperature < math.inf):
-            raise InputError(f"The calibration {self} is not usable: a must be finite, b and temperature above 0.")
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
-    """The words of a passage that answer a question, with their place and how sure the model is.
+    """The words of a passage that answer a question, where they are, and how confident the model is.
 
-    `text` is `passage[start:end]`: code points of the caller's own string, end exclusive; "" when the passage does not
-    hold the answer, and then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over
-    "no answer" in logits (-inf where there was nothing to read); `probability`, in [0, 1], is that the answer lies at
-    this place or one that overlaps it; `no_answer_probability` that there is none. `sentence` is the sentence around the
-    answer, at `sentence_start`. `passage_index` counts the passages given.
+    `text` is `passage[start:end]`: code points of the caller's own string, end exclusive; "" when the text has no answer, and
+    then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over "no answer" in logits (-inf
+    where there was nothing to read); `probability`, in [0, 1], is that the answer lies at this span or one that overlaps it;
+    `no_answer_probability` that there is none. `sentence` is the sentence around the answer, at `sentence_start`.
+    `passage_index` counts the passages given.
     """
 
     text: str
@@ -107,26 +82,53 @@ class Answer:
     score: float
     probability: float
     no_answer_probability: float
-    sentence: str = ""
-    sentence_start: int | None = None
     passage_index: int | None = None
     source: str | None = None
+    _context: str = field(default="", repr=False)
+    _context_start: int = field(default=0, repr=False)
 
     def __bool__(self) -> bool:
         """Whether there is an answer."""
         return self.start is not None
 
+    @property
+    def sentence(self) -> str:
+        """The sentence around the answer, "" where there is none."""
+        left, right = self._sentence_bounds()
+        return self._context[left:right]
+
+    @property
+    def sentence_start(self) -> int | None:
+        """Where the sentence starts in the passage."""
+        return None if self.start is None else self._context_start + self._sentence_bounds()[0]
+
+    def _sentence_bounds(self) -> tuple[int, int]:
+        if self.start is None or self.end is None:
+            return 0, 0
+        return sentence_around(self._context, self.start - self._context_start, self.end - self._context_start)
+
     def as_json(self, question: str) -> dict[str, Any]:
         """Return the fields, with the question first, as JSON can write them (no infinity)."""
-        fields = {"question": question, **asdict(self)}
-        return fields | {"score": self.score if math.isfinite(self.score) else None}
+        return {
+            "question": question,
+            "text": self.text,
+            "start": self.start,
+            "end": self.end,
+            "score": self.score if math.isfinite(self.score) else None,
+            "probability": self.probability,
+            "no_answer_probability": self.no_answer_probability,
+            "sentence": self.sentence,
+            "sentence_start": self.sentence_start,
+            "passage_index": self.passage_index,
+            "source": self.source,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """All that is known of a question: the best places, whatever their score, and the belief that there is none.
+    """All that is known of a question: the best spans, whatever their score, and the probability that there is none.
 
-    `best_score` is M*, -inf where there is no place at all.
+    `best_score` is M*, -inf where there is no span at all.
     """
 
     answers: tuple[Answer, ...]
@@ -141,13 +143,13 @@ class Ranking:
 
     def best(self, threshold: float, min_probability: float = 0.0) -> Answer:
         """Return the best answer, or no answer when it scores below the threshold or is less probable."""
-        chosen = self.above(threshold, min_probability)[:1]
-        if chosen and chosen[0] is self.answers[0]:
-            return chosen[0]
+        best = self.answers[0] if self.answers else None
+        if best is not None and best.score >= threshold and best.probability >= min_probability:
+            return best
         return Answer("", None, None, self.best_score, self.no_answer_probability, self.no_answer_probability)
 
 
-def rank_places(
+def rank_spans(
     passages: Sequence[Passage],
     logits: Sequence[Sequence[WindowLogits]],
     *,
@@ -155,120 +157,58 @@ def rank_places(
     settings: AnswerSettings = AnswerSettings(),
     calibration: Calibration = Calibration(),
 ) -> Ranking:
-    """Return the best `top_k` places over all passages, distinct and non-overlapping, on one scale.
+    """Return the best `top_k` spans over all passages, distinct and non-overlapping, on one scale.
 
     `logits` holds the windows of each passage. Equal scores are settled by the order of the passages, then by place.
     """
-    found: list[tuple[float, int, Span, float]] = []
     masses: list[float] = []
+    kept: list[tuple[float, int, NDArray[np.float32]]] = []  # the top_k spans lie in the top_k passages
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
         band = margins(passage, windows, settings.max_answer_tokens)
-        masses.append(log_sum_exp(band / calibration.temperature))
-        for span, taken in distinct_spans(band, passage.tokens.offsets, top_k):
-            found.append((-span.score, index, span, log_sum_exp(taken / calibration.temperature)))
+        best = float(band.max(initial=-np.inf))
+        masses.append(log_sum_exp(band, calibration.temperature, best))
+        if best > -math.inf:
+            heapq.heappush(kept, (best, -index, band))
+            if len(kept) > top_k:
+                heapq.heappop(kept)
+    found: list[tuple[float, int, Span, float]] = []
+    least = kept[0][0] if len(kept) == top_k else -math.inf
+    for _, minus_index, band in kept:
+        for span, taken in distinct_spans(band, passages[-minus_index].tokens.offsets, top_k):
+            if span.score < least:
+                break
+            mass = log_sum_exp(taken, calibration.temperature, span.score)
+            found.append((-span.score, -minus_index, span, mass))
     found.sort(key=lambda item: item[:2])
     best = -found[0][0] if found else -math.inf
-    belief = Belief(best, log_sum_exp(np.array(masses)), calibration)
-    answers = tuple(_answer(passages[index], index, span, belief, mass) for _, index, span, mass in found[:top_k])
-    return Ranking(answers, best, belief.no_answer_probability)
-
-
-@dataclass(frozen=True, slots=True)
-class Belief:
-    """What turns scores into probabilities.
-
-    `best` is M*, `log_mass` the logarithm of the sum of exp(M(q)/T) over every place q.
-    """
-
-    best: float
-    log_mass: float
-    calibration: Calibration
-
-    @property
-    def no_answer_probability(self) -> float:
-        """That no place is the answer."""
-        x = self.calibration.a - self.calibration.b * self.best
-        return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
-
-    def probability(self, log_mass: float) -> float:
-        """That the answer lies at places whose sum of exp(M(q)/T) has this logarithm."""
-        return (1 - self.no_answer_probability) * math.exp(min(0.0, log_mass - self.log_mass))
+    total = masses[0] if len(masses) == 1 else log_sum_exp(np.array(masses))
+    probabilities = Probabilities(best, total, calibration)
+    answers = tuple(
+        _answer(passages[index], index, span, probabilities, mass) for _, index, span, mass in found[:top_k]
+    )
+    return Ranking(answers, best, probabilities.of_no_answer)
 
 
 def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int) -> NDArray[np.float32]:
-    """Return M(p) of every place of a passage, by first token and length; -inf where no answer can be."""
+    """Return M(p) of every span of a passage, by first token and length; -inf where no answer can be."""
     band = passage_band(windows, len(passage.tokens), max_answer_tokens)
     forbid_blank(band, passage.tokens.offsets)
     return band
 
 
-def _answer(passage: Passage, index: int, span: Span, belief: Belief, log_mass: float) -> Answer:
-    start = int(passage.tokens.offsets[span.start_token, 0])
-    end = int(passage.tokens.offsets[span.end_token, 1])
-    left, right = sentence_around(passage.text, start, end)
+def _answer(passage: Passage, index: int, span: Span, probabilities: Probabilities, log_mass: float) -> Answer:
+    offsets = passage.tokens.offsets
+    start, end = int(offsets[span.start_token, 0]), int(offsets[span.end_token, 1])
+    context, context_start = context_around(passage.text, start, end)
     return Answer(
         text=passage.text[start:end],
         start=start,
         end=end,
         score=span.score,
-        probability=belief.probability(log_mass),
-        no_answer_probability=belief.no_answer_probability,
-        sentence=passage.text[left:right],
-        sentence_start=left,
+        probability=probabilities.of_answer(log_mass),
+        no_answer_probability=probabilities.of_no_answer,
         passage_index=index,
         source=passage.source,
+        _context=context,
+        _context_start=context_start,
     )
-
-
-def log_sum_exp(values: NDArray[Any]) -> float:
-    """Return log(sum(exp(values))) without overflow; -inf for no values at all."""
-    top = float(values.max(initial=-np.inf))
-    return top + math.log(float(np.exp(values - top).sum(dtype=np.float64))) if top > -math.inf else top
-
-
-_REACH = 500  # code points: how far a sentence may go on either side of the answer
-_BREAK = re.compile(
-    r"""(?P<stop>[.!?…]+["'”’»)\]]*) (?=\s+ ["'“‘«(\[]* [^\W_a-z])   # a full stop, then a capital or a digit
-      | (?P<wide>[。！？]+[」』”]*)
-      | (?P<blank>\n[^\S\n]*\n)
-      | (?P<line>\n) (?=[^\S\n]*(?:[-*•–]\s|\d+[.)]\s|\[|\d{4}-))     # a list item, a log line
-    """,
-    re.VERBOSE,
-)
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:mr|mrs|ms|dr|prof|st|sr|jr|no|nos|vs|etc|e\.g|i\.e|fig|figs|eq|sec|art|ch|vol|al|inc|ltd|co|corp|dept|est|approx"
-    r"|cf|gen|col|capt|lt|sgt|rev|hon|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)|\b[^\W\d_])\.$",
-    re.IGNORECASE,
-)
-
-
-def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the bounds of the sentence that holds `text[start:end]`, at most 500 code points to each side.
-
-    A rule of thumb for showing answers: it ends at full stops before a capital (not after initials and common
-    abbreviations), at blank lines, and before list items and dated log lines.
-
-        >>> text = "Mr. J. Bell came in May. He built the pier. It stands."
-        >>> left, right = sentence_around(text, 28, 33)
-        >>> text[left:right]
-        'He built the pier.'
-    """
-    low, high = max(0, start - _REACH), min(len(text), end + _REACH)
-    left, right = low, high
-    for found in _BREAK.finditer(text, low, high):
-        if found.lastgroup == "stop" and _ABBREVIATION.search(text, max(low, found.start() - 8), found.end()):
-            continue
-        if found.end() <= start:
-            left = found.end()
-        elif found.start() >= end or found.end() >= end:
-            right = found.end() if found.lastgroup in ("stop", "wide") else found.start()
-            break
-    if left == low > 0:  # no break in reach: begin at a whole word
-        left = next((i for i in range(low, start) if text[i].isspace()), low)
-    if right == high < len(text):
-        right = next((i for i in range(high, end, -1) if text[i].isspace()), high)
-    while left < start and text[left].isspace():
-        left += 1
-    while right > end and text[right - 1].isspace():
-        right -= 1
-    return left, right

@@ -1,7 +1,8 @@
-"""Windows to arrays, and the planner that decides which windows share a batch and a row.
+"""Windows to arrays and back, and the planner that decides which windows share a batch and a row.
 
 A batch is what every backend reads. `window_index` says which window of its row a token belongs to, and attention never
-crosses it. `plan_batches` plans from lengths alone, so it serves any training or inference loop; `pack` makes the arrays.
+crosses it. `plan_batches` plans from lengths alone, so it serves any training or inference loop; `pack` makes the arrays;
+`split_logits` gives each window its own part of what the backend returns.
 
     padded   one window a row        sorted by length, so that little padding is left     any backend, any model
     packed   rows of one width       histogram best-fit; few shapes                       static shapes, training
@@ -12,7 +13,7 @@ histogram of lengths, here best-fit.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -67,16 +68,81 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SpanLogits:
-    """What a backend answers: for each token, how well the answer starts and ends there.
+class Capture:
+    """Which attention is wanted beside the logits.
 
-    `start` and `end` float32 `[rows, cols]`; on padding they mean nothing. `attention`, where it was asked for: for each
-    layer (counted from zero) float32 `[rows, heads, query, key]`.
+    `layers` are counted from zero. `queries` are, for each window, the positions in the window of the tokens whose attention is
+    wanted (whose queries look at all keys of the window); None is every token of every window. Full attention of BERT-large is
+    384 MiB for a window of 512 tokens, ten queries 7.5 MiB.
+    """
+
+    layers: tuple[int, ...]
+    queries: tuple[tuple[int, ...], ...] | None = None
+
+    def of(self, places: Sequence[int]) -> "Capture":
+        """Return the capture of those windows alone, in that order."""
+        return Capture(self.layers, None if self.queries is None else tuple(self.queries[place] for place in places))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanLogits:
+    """The output of a backend: for each token, how well the answer starts and ends there.
+
+    `start` and `end` float32 `[rows, cols]`; on padding they mean nothing. `attention`, where it was captured: for each layer, one
+    float32 array `[head, query, key]` for each window, row by row; keys are all tokens of the window.
     """
 
     start: NDArray[np.float32]
     end: NDArray[np.float32]
-    attention: dict[int, NDArray[np.float32]] | None = None
+    attention: dict[int, list[NDArray[np.float32]]] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowLogits:
+    """The logits of one window, as far as an answer can lie there: its passage tokens, and its [CLS].
+
+    `start` and `end` float32 `[token]`, for the passage tokens from `first` (a position in the passage) on; `null_start` and
+    `null_end` are those of [CLS], "not in this window". `attention`, where it was captured: layer -> float32 `[head, query, key]`.
+    """
+
+    first: int
+    start: NDArray[np.float32]
+    end: NDArray[np.float32]
+    null_start: float
+    null_end: float
+    attention: Mapping[int, NDArray[np.float32]] | None = None
+
+    @property
+    def null_score(self) -> float:
+        """Start logit + end logit of [CLS]."""
+        return self.null_start + self.null_end
+
+
+def window_places(batch: Batch) -> list[tuple[int, int, int]]:
+    """Return where each window of a batch lies, row by row: its row, first column (inclusive) and last column (exclusive)."""
+    places = []
+    for row, index in enumerate(batch.window_index):
+        lengths = np.bincount(index[index != PADDING])
+        ends = np.cumsum(lengths)
+        places += [(row, int(end - length), int(end)) for length, end in zip(lengths, ends, strict=True)]
+    return places
+
+
+def split_logits(windows: Sequence[Window], batch: Batch, logits: SpanLogits) -> Iterator[WindowLogits]:
+    """Yield the logits of the windows of a batch, row by row in the order they were packed."""
+    row, at = 0, 0
+    used = np.count_nonzero(batch.window_index != PADDING, axis=1).tolist()
+    for number, window in enumerate(windows):
+        if at == used[row]:
+            row, at = row + 1, 0
+        first = at + window.passage_start
+        place = slice(first, first + window.stop - window.first)
+        start, end = logits.start[row], logits.end[row]
+        attention = None
+        if logits.attention is not None:
+            attention = {layer: arrays[number] for layer, arrays in logits.attention.items()}
+        yield WindowLogits(window.first, start[place], end[place], float(start[at]), float(end[at]), attention)
+        at += len(window)
 
 
 def pad(windows: Sequence[Window]) -> Batch:
@@ -108,7 +174,7 @@ def pack(rows: Sequence[Sequence[Window]], cols: int | None = None) -> Batch:
 
 
 def _write(window: Window, ids: NDArray[np.int32], types: NDArray[np.int32]) -> None:
-    layout, at = window.layout, 0
+    layout, at = window.template, 0
     for piece, kind in (
         (layout.before, None),
         (window.question.ids, layout.question_type),
@@ -124,11 +190,16 @@ def _write(window: Window, ids: NDArray[np.int32], types: NDArray[np.int32]) -> 
         at = place.stop
 
 
+def alike(length: int, longest: int) -> bool:
+    """Return whether a window may share a padded batch with one of the longest length: it is at least half as long."""
+    return 2 * length >= longest
+
+
 def plan(lengths: Iterable[int], budget_tokens: int) -> list[list[int]]:
     """Group windows, given by their lengths, so that a padded batch has at most `budget_tokens` with its padding.
 
-    Sorted by length, so that a batch holds windows of like length; a window longer than the budget goes alone. The
-    batches come longest first, as the positions of the lengths given.
+    Sorted by length, so that a batch holds windows of like length: none is shorter than half of the longest. A window longer
+    than the budget goes alone. The batches come longest first, as the positions of the lengths given.
 
         >>> plan([5, 2, 9, 2, 4], budget_tokens=10)
         [[2], [0, 4], [1, 3]]
@@ -136,7 +207,7 @@ def plan(lengths: Iterable[int], budget_tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
     longest = 0
     for position, length in sorted(enumerate(lengths), key=lambda item: -item[1]):
-        if batches and (len(batches[-1]) + 1) * longest <= budget_tokens:
+        if batches and (len(batches[-1]) + 1) * longest <= budget_tokens and alike(length, longest):
             batches[-1].append(position)
         else:
             batches.append([position])

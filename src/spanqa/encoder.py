@@ -1,17 +1,17 @@
 """The encoder with its question-answering head, written once over a few array operations.
 
 The post-norm family (BERT, RoBERTa and XLM-R, ELECTRA, DistilBERT) is one function, `span_logits`. What differs between
-its members is data: the weight names below, and a handful of numbers in `EncoderConfig`. The operations are given by
-whoever runs it: NumPy computes with them, OpenVINO builds a graph from them.
+its members is data: a handful of numbers in `EncoderConfig`. The operations are given by the caller: NumPy computes with
+them, OpenVINO builds a graph from them.
 
-It does not read files (`spanqa.checkpoint`) and knows no framework.
+It reads no files (`spanqa.weights`), knows no foreign names (`spanqa.families`) and no framework.
 
-Source: Devlin et al. 2018 (https://arxiv.org/abs/1810.04805); weight names as in transformers' modeling files.
+Source: Devlin et al. 2018 (https://arxiv.org/abs/1810.04805).
 """
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 Array = TypeVar("Array")
 
@@ -66,17 +66,17 @@ class Ops(Protocol[Array]):
     def merge_heads(self, x: Array) -> Array:
         """The inverse of `split_heads`."""
 
-    def same_window(self, window_index: Array) -> Array:
-        """Which pairs of tokens may see each other, `[batch, 1, query, key]`, in the form `attend` wants."""
+    def take(self, x: Array, index: Array) -> Array:
+        """`x` `[batch, token]` or `[batch, token, hidden]` at tokens `index` `[batch, query]`: query takes the place of token."""
+
+    def same_window(self, query_window: Array, key_window: Array) -> Array:
+        """Which queries may look at which keys, by the window of each -> `[batch, 1, query, key]`, as `attend` wants it."""
 
     def attend(self, query: Array, key: Array, value: Array, mask: Array) -> Array:
         """Scaled dot-product attention -> `[batch, head, query, hidden / heads]`."""
 
     def attention(self, query: Array, key: Array, mask: Array) -> Array:
         """Its probabilities alone -> `[batch, head, query, key]`."""
-
-    def mix(self, attention: Array, value: Array) -> Array:
-        """`attention` times `value` -> `[batch, head, query, hidden / heads]`."""
 
     def column(self, x: Array, index: int) -> Array:
         """`[batch, token, hidden]` -> `[batch, token]`, one place of the last axis."""
@@ -100,12 +100,15 @@ def span_logits(
     token_type_ids: Array,
     position_ids: Array,
     window_index: Array,
+    queries: Array | None = None,
     *,
-    attention_layers: Collection[int] = (),
+    layers: Collection[int] = (),
 ) -> tuple[Array, Array, dict[int, Array]]:
-    """Return start logits and end logits `[batch, token]`, and the attention of the layers asked for.
+    """Return start logits and end logits `[batch, token]`, and the attention `[batch, head, query, key]` of some `layers`.
 
-    The four inputs are those of `spanqa.batches.Batch`; `weights` has the names of `weight_shapes`.
+    The first four inputs are those of `spanqa.batches.Batch`; `queries` `[batch, query]` are the tokens whose attention is
+    wanted, and needed only with `layers`. Logits are computed the same way with and without. `weights` has the names of
+    `weight_shapes`.
     """
 
     def linear(x: Array, name: str) -> Array:
@@ -114,11 +117,9 @@ def span_logits(
     def norm(x: Array, name: str) -> Array:
         return ops.layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_eps)
 
-    def heads(x: Array, name: str) -> Array:
-        return ops.split_heads(linear(x, name), config.heads)
-
-    mask = ops.same_window(window_index)
+    mask = ops.same_window(window_index, window_index)
     attentions: dict[int, Array] = {}
+    query_mask = mask if queries is None else ops.same_window(ops.take(window_index, queries), window_index)
 
     x = ops.embed(weights["embeddings.word"], input_ids)
     if config.token_types:
@@ -130,12 +131,12 @@ def span_logits(
 
     for i in range(config.layers):
         layer = f"layer.{i}"
-        query, key, value = (heads(x, f"{layer}.{part}") for part in ("query", "key", "value"))
-        if i in attention_layers:
-            attentions[i] = ops.attention(query, key, mask)
-            mixed = ops.mix(attentions[i], value)
-        else:
-            mixed = ops.attend(query, key, value, mask)
+        query, key, value = (linear(x, f"{layer}.{part}") for part in ("query", "key", "value"))
+        keys = ops.split_heads(key, config.heads)
+        if i in layers and queries is not None:
+            wanted = ops.split_heads(ops.take(query, queries), config.heads)
+            attentions[i] = ops.attention(wanted, keys, query_mask)
+        mixed = ops.attend(ops.split_heads(query, config.heads), keys, ops.split_heads(value, config.heads), mask)
         x = norm(ops.add(x, linear(ops.merge_heads(mixed), f"{layer}.attention_output")), f"{layer}.attention_norm")
         inner = ops.activate(linear(x, f"{layer}.intermediate"), config.activation)
         x = norm(ops.add(x, linear(inner, f"{layer}.output")), f"{layer}.output_norm")
@@ -167,105 +168,3 @@ def weight_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
     for name, size in norms.items():
         shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
     return shapes
-
-
-# Weight names as transformers writes them: our part -> theirs, below the family's prefix. The head is "qa_outputs" in all.
-_BERT_NAMES: Mapping[str, str] = {
-    "embeddings.word": "embeddings.word_embeddings.weight",
-    "embeddings.position": "embeddings.position_embeddings.weight",
-    "embeddings.token_type": "embeddings.token_type_embeddings.weight",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "embeddings.projection": "embeddings_project",
-    "layer": "encoder.layer",
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-_DISTILBERT_NAMES: Mapping[str, str] = {
-    "embeddings.word": "embeddings.word_embeddings.weight",
-    "embeddings.position": "embeddings.position_embeddings.weight",
-    "embeddings.norm": "embeddings.LayerNorm",
-    "layer": "transformer.layer",
-    "query": "attention.q_lin",
-    "key": "attention.k_lin",
-    "value": "attention.v_lin",
-    "attention_output": "attention.out_lin",
-    "attention_norm": "sa_layer_norm",
-    "intermediate": "ffn.lin1",
-    "output": "ffn.lin2",
-    "output_norm": "output_layer_norm",
-}
-FAMILIES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "bert": ("bert.", _BERT_NAMES),
-    "roberta": ("roberta.", _BERT_NAMES),
-    "xlm-roberta": ("roberta.", _BERT_NAMES),
-    "camembert": ("roberta.", _BERT_NAMES),
-    "electra": ("electra.", _BERT_NAMES),
-    "distilbert": ("distilbert.", _DISTILBERT_NAMES),
-}
-"""model_type of config.json -> the prefix of its weight names, and the names below it."""
-
-
-def stored_name(model_type: str, name: str) -> str:
-    """Return what a checkpoint of the family calls our parameter.
-
-    >>> stored_name("bert", "layer.3.query.weight")
-    'bert.encoder.layer.3.attention.self.query.weight'
-    """
-    prefix, names = FAMILIES[model_type]
-    if name in names:
-        return prefix + names[name]
-    part, _, kind = name.rpartition(".")
-    if part == "qa":
-        return f"qa_outputs.{kind}"
-    if part in names:
-        return f"{prefix}{names[part]}.{kind}"
-    _, index, piece = part.split(".")
-    return f"{prefix}{names['layer']}.{index}.{names[piece]}.{kind}"
-
-
-def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """Read what the encoder needs from the contents of a `config.json` of one of the `FAMILIES`.
-
-    Raises:
-        KeyError: a number is missing; its name is the argument.
-        ValueError: a setting that this encoder does not have; the message names it.
-    """
-    kind = config["model_type"]
-    refused = {
-        "position_embedding_type": ("absolute", None),
-        "is_decoder": (False, None),
-        "add_cross_attention": (False, None),
-        "pruned_heads": ({}, None),
-    }
-    for name, accepted in refused.items():
-        if config.get(name) not in accepted:
-            raise ValueError(f"{name} is {config[name]!r}; expected {accepted[0]!r}")
-    distil = kind == "distilbert"
-    activation = config.get("activation", "gelu") if distil else config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"the activation is {activation!r}; expected one of {', '.join(sorted(ACTIVATIONS))}")
-    hidden = int(config["dim" if distil else "hidden_size"])
-    heads = int(config["n_heads" if distil else "num_attention_heads"])
-    if heads < 1 or hidden % heads:
-        raise ValueError(f"the hidden size {hidden} is no multiple of the {heads} attention heads")
-    offset = int(config.get("pad_token_id", 1)) + 1 if kind in ("roberta", "xlm-roberta", "camembert") else 0
-    return EncoderConfig(
-        model_type=kind,
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=hidden,
-        layers=int(config["n_layers" if distil else "num_hidden_layers"]),
-        heads=heads,
-        intermediate_size=int(config["hidden_dim" if distil else "intermediate_size"]),
-        activation=ACTIVATIONS[activation],
-        layer_norm_eps=1e-12 if distil else float(config.get("layer_norm_eps", 1e-12)),
-        max_seq_length=int(config["max_position_embeddings"]) - offset,
-        position_offset=offset,
-        token_types=0 if distil else int(config.get("type_vocab_size", 2)),
-        embedding_size=int(config.get("embedding_size", hidden)) if kind == "electra" else hidden,
-    )

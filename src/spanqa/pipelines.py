@@ -20,12 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from spanqa.answers import AnswerSettings, Belief, log_sum_exp, margins
-from spanqa.checkpoint import BUNDLED, Checkpoint, find, fit_tokenizer, read_tokenizer
+from spanqa.answers import AnswerSettings, margins
+from spanqa.batches import WindowLogits
+from spanqa.calibration import Probabilities, log_sum_exp
+from spanqa.checkpoint import BUNDLED, Checkpoint, find
 from spanqa.errors import BackendError, CheckpointError, InputError
 from spanqa.extras import require
 from spanqa.reader import Reader, Reading
-from spanqa.spans import WindowLogits, overlapping, span_band
+from spanqa.spans import overlapping, span_band
+from spanqa.tokens import Passage, Tokens, fit_tokenizer, read_tokenizer
 from spanqa.windows import WindowSettings
 
 TASK = "question-answering"
@@ -155,48 +158,47 @@ class QuestionAnsweringPipeline:
 
     def _answers(self, items: Iterable[Item], settings: CallSettings) -> Iterator[Any]:
         """Yield the result of each item; neighbours that want the same windows go through the model together."""
-        prepared = ((self._cut_question(question, settings), context) for question, context in items)
-        for windows, group in groupby(prepared, key=lambda item: self._windows(item[0], item[1], settings)):
+        encoded = (self._encode(question, context, settings) for question, context in items)
+        for windows, group in groupby(encoded, key=lambda item: self._windows(item[0], item[1], settings)):
             reader = self.reader.with_settings(windows=windows, answers=AnswerSettings(settings.max_answer_len))
-            for reading in reader.forward((question, [context]) for question, context in group):
+            for reading in reader.forward((question, [passage]) for question, passage in group):
                 answers = self._decode(reading, settings)
                 yield answers[0] if len(answers) == 1 else answers
 
-    def _cut_question(self, question: str, settings: CallSettings) -> str:
+    def _encode(self, question: str, context: str, settings: CallSettings) -> tuple[Tokens, Passage]:
+        """Encode both texts, once; of the question the first `max_question_len` tokens."""
         tokens = self.reader.checkpoint.tokenizer.encode(question)
-        if len(tokens) <= settings.max_question_len:
-            return question
-        return question[: tokens.offsets[settings.max_question_len - 1, 1]]
+        return tokens.first(settings.max_question_len), self.reader.prepare(context)
 
-    def _windows(self, question: str, context: str, settings: CallSettings) -> WindowSettings:
-        tokenizer = self.reader.checkpoint.tokenizer
-        length = (
-            min(384, self.reader.checkpoint.max_seq_length) if settings.max_seq_len is None else settings.max_seq_len
-        )
-        room = length - tokenizer.layout.special_tokens - len(tokenizer.encode(question))
+    def _windows(self, question: Tokens, passage: Passage, settings: CallSettings) -> WindowSettings:
+        checkpoint = self.reader.checkpoint
+        length = min(384, checkpoint.max_seq_length) if settings.max_seq_len is None else settings.max_seq_len
+        room = length - checkpoint.tokenizer.template.special_tokens - len(question)
         overlap = min(length // 2, 128) if settings.doc_stride is None else settings.doc_stride
-        fits = overlap < room or (settings.doc_stride is not None and len(tokenizer.encode_passage(context)) > room)
+        fits = overlap < room or (settings.doc_stride is not None and len(passage.tokens) > room)
         return WindowSettings(length, overlap if fits else None, settings.max_question_len)
 
     def _decode(self, reading: Reading, settings: CallSettings) -> list[dict[str, Any]]:
-        """Return the best answers of one question, each place once, with the probability of its best tokens."""
+        """Return the best answers of one question, each span once, with the probability of its best tokens."""
         passage, windows = reading.passages[0], reading.logits[0]
         bounds = passage.tokens.offsets
-        words = self.reader.checkpoint.tokenizer.word_bounds(passage.text) if settings.align_to_words else bounds
+        words = passage.tokens.word_bounds() if settings.align_to_words else bounds
         band = margins(passage, windows, settings.max_answer_len)
         calibration = self.reader.calibration
-        belief = Belief(float(band.max(initial=-np.inf)), log_sum_exp(band / calibration.temperature), calibration)
+        probabilities = Probabilities(
+            float(band.max(initial=-np.inf)), log_sum_exp(band, calibration.temperature), calibration
+        )
         found: dict[tuple[int, int], tuple[float, int, int]] = {}
         for window in windows:
-            for first, last, score in _candidates(window, settings):
+            for first, last, score in _best_spans(window, settings):
                 if bounds[first, 0] < bounds[first, 1] and bounds[last, 0] < bounds[last, 1]:
-                    place = int(words[first, 0]), int(words[last, 1])
-                    if score > found.get(place, (-1.0,))[0]:
-                        found[place] = score, first, last
+                    span = int(words[first, 0]), int(words[last, 1])
+                    if score > found.get(span, (-1.0,))[0]:
+                        found[span] = score, first, last
 
         def probability(first: int, last: int) -> float:
             rows, there = overlapping(band.shape, bounds, first, last)
-            return belief.probability(log_sum_exp(band[rows][there] / calibration.temperature))
+            return probabilities.of_answer(log_sum_exp(band[rows][there], calibration.temperature))
 
         answers: list[dict[str, Any]] = [
             {
@@ -211,12 +213,12 @@ class QuestionAnsweringPipeline:
         if settings.handle_impossible_answer or not answers:
             null = min(map(_null_probability, windows), default=1.0) if settings.handle_impossible_answer else 0.0
             answers.append(
-                {"score": null, "start": 0, "end": 0, "answer": "", "probability": belief.no_answer_probability}
+                {"score": null, "start": 0, "end": 0, "answer": "", "probability": probabilities.of_no_answer}
             )
         return sorted(answers, key=lambda answer: answer["score"], reverse=True)[: settings.top_k]
 
 
-def _candidates(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[int, int, float]]:
+def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[int, int, float]]:
     """Yield the best token spans of a window (first, last, probability), more of them than answers are wanted.
 
     The probability is softmax(start) x softmax(end), each over the window's passage tokens and [CLS].

@@ -4,15 +4,13 @@ NNCF's post-training quantization, calibrated on the user's own passages; the fl
 other backend reads the folder as before. F1 is measured before and after, the no-answer threshold is fitted again, and a
 model that lost more than it may is not written.
 
-What it needs: pip install 'spanqa[quantize]'. It does not score: that is a function it is given.
+What it needs: pip install 'spanqa[quantize]'.
 
 Source: NNCF, post-training quantization with SmoothQuant (https://arxiv.org/abs/2211.10438) for transformers.
 """
 
-import json
 import os
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,17 +19,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spanqa.answers import Score
 from spanqa.backends.registry import load_backend
 from spanqa.batches import Batch, pack
-from spanqa.checkpoint import FORMAT, Checkpoint, open_checkpoint, weight_files
+from spanqa.checkpoint import (
+    INT8_GRAPH,
+    INT8_WEIGHTS,
+    SIGNATURE,
+    Checkpoint,
+    copy_checkpoint,
+    open_checkpoint,
+    write_settings,
+)
 from spanqa.errors import AccuracyLostError, InputError
+from spanqa.evaluate.run import score
 from spanqa.extras import require
 from spanqa.reader import Reader
-from spanqa.squad import Example, write_json
-from spanqa.windows import make_windows
-
-INT8_MODEL = "openvino_int8.xml"
+from spanqa.squad import Example
+from spanqa.windows import cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,6 @@ def quantize(
     examples: Sequence[Example],
     out: str | os.PathLike[str],
     *,
-    score: Callable[[Reader, Sequence[Example]], Score],
     data_sha256: str,
     revision: str | None = None,
     calibration_questions: int = 200,
@@ -90,7 +93,8 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         folder = Path(temporary) / out.name
-        _copy(checkpoint, folder)
+        folder.mkdir()
+        copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE, INT8_GRAPH, INT8_WEIGHTS))
         for ffn_outputs in ("int8", "floats"):
             tell(f"quantizing, feed-forward outputs in {ffn_outputs}")
             engine = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
@@ -118,15 +122,6 @@ def quantize(
     return done
 
 
-def _copy(checkpoint: Checkpoint, folder: Path) -> None:
-    folder.mkdir()
-    names = ("config.json", "spanqa.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "README.md")
-    extra = ("model.safetensors.index.json",)
-    for path in [*(checkpoint.path / name for name in (*names, *extra)), *weight_files(checkpoint.path)]:
-        if path.exists():
-            shutil.copyfile(path, folder / path.name)
-
-
 def _reader(folder: Path) -> Reader:
     checkpoint = open_checkpoint(folder)
     backend, _ = load_backend("openvino", checkpoint, dtype="int8")
@@ -137,7 +132,7 @@ def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, ke
     import nncf
     import openvino
 
-    from spanqa.backends.openvino import build_graph
+    from spanqa.backends.openvino import build_graph, sign_int8
 
     nncf.set_log_level("ERROR")
     graph = build_graph(reader.checkpoint)
@@ -151,7 +146,8 @@ def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, ke
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=kept) if kept else None,
         )
-    openvino.save_model(model, folder / INT8_MODEL, compress_to_fp16=True)
+    sign_int8(model, reader.checkpoint)
+    openvino.save_model(model, folder / INT8_GRAPH, compress_to_fp16=True)
     return f"nncf {nncf.__version__}, openvino {openvino.__version__}"
 
 
@@ -174,19 +170,16 @@ def _batches(reader: Reader, examples: Sequence[Example]) -> list[list[Any]]:
     tokenizer = reader.checkpoint.tokenizer
     batches = []
     for example in examples:
-        question = tokenizer.encode(example.question)
-        for window in make_windows(
-            question, tokenizer.encode_passage(example.passage), tokenizer.layout, reader.windows
-        ):
+        (windows,) = cut(example.question, [tokenizer.prepare(example.passage)], tokenizer, reader.windows)
+        for window in windows:
             batch = pack([[window]])
             batches.append([getattr(batch, name) for name in Batch.__slots__])
     return batches
 
 
 def _write_settings(folder: Path, checkpoint: Checkpoint, done: Quantized) -> None:
-    settings: dict[str, Any] = json.loads(json.dumps(dict(checkpoint.settings)))
-    settings |= {"format": FORMAT, "quantization": asdict(done)}
+    settings = {**checkpoint.settings, "quantization": asdict(done)}
     if done.no_answer_threshold is not None:
-        settings["answers"] = settings.get("answers", {}) | {"no_answer_threshold": done.no_answer_threshold}
+        settings["answers"] = {**(settings.get("answers") or {}), "no_answer_threshold": done.no_answer_threshold}
         settings["calibration"] = None  # it was fitted to other scores
-    write_json(folder / "spanqa.json", settings)
+    write_settings(folder, settings)

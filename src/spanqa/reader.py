@@ -2,74 +2,98 @@
 
     prepare   text -> Passage          encode once, ask often
     forward   questions -> Reading     windows, batches, logits; a stream in, a stream out
-    decode    Reading -> Ranking       places, probabilities, no answer
+    decode    Reading -> Ranking       spans, probabilities, no answer
 
-`ask`, `ask_many` and `rank` compose the three. It adds nothing of its own but their order.
+`ask`, `ask_many`, `rank` and `ranking` compose the three. It adds nothing of its own but their order.
 """
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
-from itertools import chain, islice
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, Literal, TypeVar, get_args, overload
 
-import numpy as np
-
-from spanqa.answers import Answer, AnswerSettings, Calibration, NoAnswer, Ranking, least_score, rank_places
+from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
 from spanqa.backends.base import Backend
-from spanqa.backends.registry import load_backend, preferred_layout
-from spanqa.batches import PADDING, Batch, BatchLayout, SpanLogits, pack, plan_batches
-from spanqa.checkpoint import BUNDLED, Checkpoint, open_checkpoint
-from spanqa.errors import BackendError, CheckpointError, InputError
-from spanqa.spans import WindowLogits, split_logits
-from spanqa.tokens import Passage
-from spanqa.windows import Window, WindowSettings, make_windows
+from spanqa.backends.registry import load_backend
+from spanqa.batches import BatchLayout, WindowLogits
+from spanqa.calibration import Calibration
+from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
+from spanqa.engine import Engine
+from spanqa.errors import BackendError, CheckpointError, InputError, SpanQAError
+from spanqa.tokens import Passage, Tokens
+from spanqa.windows import Window, WindowSettings, check_question, cut
 
-BATCH_TOKENS = 4096
-"""Tokens of a batch, padding counted: enough to keep matrix products busy, little enough to fit the caches."""
+FIRST_CHUNK, LARGEST_CHUNK = 1 / 8, 16.0
+"""A stream is read in chunks of so many batches of tokens: a small one first, for an early answer, then each twice the last."""
 
-_CHUNK_TOKENS = 16 * BATCH_TOKENS  # sorted by length together; also bounds what a stream holds in memory
+_CHUNK_ITEMS = 256  # for each batch of a chunk, at most so many questions
+_CHUNK_CHARACTERS = 1 << 20  # and so many characters of passages
 
 Settings = TypeVar("Settings", WindowSettings, AnswerSettings, Calibration)
+Question = tuple[str | Tokens, Sequence[str | Passage]]
+Questions = Iterable[Question]
+Pairs = Iterable[tuple[str, str | Passage]]
+Errors = Literal["raise", "return"]
+"""What becomes of an item that cannot be read: an exception, or the error in the place of its answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """A question, its passages, and what the model made of each: the logits of the windows of every passage."""
+    """A question, its passages, and the model's output for each: the logits of the windows of every passage."""
 
-    question: str
+    question: str | Tokens
     passages: tuple[Passage, ...]
     logits: tuple[tuple[WindowLogits, ...], ...]
 
 
-Item = tuple[str, tuple[Passage, ...], list[list[Window]]]
-"""A question, its passages, and the windows of each passage."""
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A question, its passages, and the windows of each passage; or the error that it is."""
 
-Running = tuple[list[list[int]], "Future[list[WindowLogits]]"]
-"""A planned batch, as rows of positions of windows, and what is becoming of it."""
+    question: str | Tokens
+    passages: tuple[Passage, ...] = ()
+    windows: Sequence[Sequence[Window]] = ()
+    error: InputError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Items that were taken together, and what is becoming of their windows; `broken` is the stream's own error behind them."""
+
+    items: list[_Item]
+    logits: "Future[list[WindowLogits]]"
+    broken: Exception | None
 
 
 class Reader:
     """A model that reads passages for the answers to questions.
 
-        reader = Reader.load()
-        reader.ask("Who built it?", "The pier was built by Anna Kestrel.").text    # 'Anna Kestrel'
+        with Reader.load() as reader:
+            reader.ask("Who built it?", "The pier was built by Anna Kestrel.").text    # 'Anna Kestrel'
 
     `windows`, `answers` and `calibration` are the settings stored with the model; a reader with others is made by
-    `with_settings`. `reason` says why `backend` is the one it is; `layout` is how its batches are laid out.
+    `with_settings`. `reason` says why `backend` is the one it is; `layout` is how its batches are laid out. A reader is safe to
+    use from many threads; a pickled one loads its model again where it is unpickled.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, backend: Backend, reason: str = "it was given", layout: BatchLayout | None = None
+        self,
+        checkpoint: Checkpoint,
+        backend: Backend,
+        reason: str = "it was given",
+        layout: BatchLayout | None = None,
+        *,
+        rebuild: Callable[[], Backend] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
-        self.backend = backend
-        self.layout: BatchLayout = layout or preferred_layout(backend)
         self.reason = reason
+        self.engine = Engine(backend, layout, rebuild=rebuild)
         stored = stored_settings(checkpoint)
         self.windows, self.answers, self.calibration = stored.windows, stored.answers, stored.calibration
+        self._source: tuple[Any, ...] | None = None
 
     @classmethod
     def load(
@@ -85,36 +109,78 @@ class Reader:
     ) -> "Reader":
         """Load a model: a bundled name, a folder, or a Hugging Face hub id.
 
-        `device` may name several, as in "cuda:0,cuda:1": each then holds a replica. `layout` is chosen by backend when None.
+        `device` may name several, as in "cuda:0,cuda:1": each then holds a replica. `layout` is the backend's preferred one when
+        None.
 
         Raises:
             CheckpointError: the model is missing, incomplete, damaged, or nothing here can run it.
-            BackendError: no such backend, device or dtype on this machine, or it is not installed.
+            BackendError: no such backend, device or dtype on this machine.
+            NotInstalledError: the backend's packages are not installed.
+            InputError: the backend does not read this layout with this model.
         """
         checkpoint = open_checkpoint(model, revision)
-        chosen, reason = load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
-        return cls(checkpoint, chosen, reason, layout)
+
+        def load() -> tuple[Backend, str]:
+            return load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
+
+        chosen, reason = load()
+        reader = cls(checkpoint, chosen, reason, layout, rebuild=lambda: load()[0])
+        reader._source = (os.fspath(model), backend, device, dtype, revision, threads, layout)
+        return reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._source is None:
+            raise TypeError(
+                "This reader was made around a model in memory, which cannot be pickled. Load it from a folder."
+            )
+        return _load_again, (self._source, self.windows, self.answers, self.calibration)
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine: what waits is dropped, what runs is waited for. Readers made by `with_settings` share it."""
+        self.engine.close()
+
+    @property
+    def backend(self) -> Backend:
+        """What computes."""
+        return self.engine.backend
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How batches are laid out."""
+        return self.engine.layout
 
     @property
     def calibrated(self) -> bool:
-        """Whether probabilities were fitted on data, rather than being the model's raw belief."""
+        """Whether probabilities were fitted on data, rather than being the model's own."""
         return self.calibration.data_sha256 is not None
 
     def with_settings(
-        self, *, windows: WindowSettings | None = None, answers: AnswerSettings | None = None
+        self,
+        *,
+        windows: WindowSettings | None = None,
+        answers: AnswerSettings | None = None,
+        calibration: Calibration | None = None,
     ) -> "Reader":
-        """Return a reader of the same model and backend with other settings.
+        """Return a reader of the same model and engine with other settings; those not given stay as they are.
 
         Raises:
             InputError: the windows are longer than the model can read.
         """
-        other = Reader(self.checkpoint, self.backend, self.reason, self.layout)
+        if windows is not None and windows.max_seq_length > self.checkpoint.max_seq_length:
+            raise InputError(
+                f"max_seq_length is {windows.max_seq_length}; this model reads at most {self.checkpoint.max_seq_length} tokens."
+            )
+        other = object.__new__(Reader)
+        other.__dict__.update(self.__dict__)
         other.windows = windows or self.windows
         other.answers = answers or self.answers
-        if other.windows.max_seq_length > self.checkpoint.max_seq_length:
-            raise InputError(
-                f"max_seq_length is {other.windows.max_seq_length}; this model reads at most {self.checkpoint.max_seq_length} tokens."
-            )
+        other.calibration = calibration or self.calibration
         return other
 
     def ask(
@@ -139,37 +205,63 @@ class Reader:
         if not prepared.text.strip():
             raise InputError("The passage is empty: there is nothing to read. Give a text that may hold the answer.")
         least = self._least(threshold, no_answer, min_probability)
-        return self.decode(next(self.forward([(question, [prepared])]))).best(*least)
+        return self.ranking(question, [prepared], 1).best(*least)
 
+    @overload
     def ask_many(
         self,
-        pairs: Iterable[tuple[str, str | Passage]],
+        pairs: Pairs,
         *,
+        errors: Literal["raise"] = "raise",
         threshold: float | None = None,
         no_answer: NoAnswer = "auto",
         min_probability: float = 0.0,
-    ) -> Iterator[Answer]:
-        """Yield an answer for each (question, passage), in order, as the stream comes in; memory stays bounded.
+    ) -> Iterator[Answer]: ...
+    @overload
+    def ask_many(
+        self,
+        pairs: Pairs,
+        *,
+        errors: Errors,
+        threshold: float | None = None,
+        no_answer: NoAnswer = "auto",
+        min_probability: float = 0.0,
+    ) -> Iterator[Answer | SpanQAError]: ...
+    def ask_many(
+        self,
+        pairs: Pairs,
+        *,
+        errors: Errors = "raise",
+        threshold: float | None = None,
+        no_answer: NoAnswer = "auto",
+        min_probability: float = 0.0,
+    ) -> Iterator[Answer | SpanQAError]:
+        """Yield an `Answer` for each (question, passage), in order, as the stream comes in; memory stays bounded.
 
-        An empty passage is answered "no answer"; it does not stop the stream. The rest is as in `ask`.
+        An empty passage is answered "no answer"; it does not stop the stream. A pair that cannot be read is an error, raised
+        after the pairs before it were answered; with `errors="return"` the error takes the place of the answer, and the stream
+        goes on. The rest is as in `ask`.
 
         Raises:
             InputError: as `ask`, for an empty or too long question; the message says which pair it was.
         """
         least = self._least(threshold, no_answer, min_probability)
-        taken, question = 0, ""
+        questions: deque[str] = deque()
 
-        def questions() -> Iterator[tuple[str, list[str | Passage]]]:
-            nonlocal taken, question
+        def items() -> Iterator[tuple[str, list[str | Passage]]]:
             for question, passage in pairs:
-                taken += 1
+                questions.append(question)
                 yield question, [passage]
 
-        try:
-            for reading in self.forward(questions()):
+        for number, reading in enumerate(self.forward(items(), errors="return"), 1):
+            question = questions.popleft()
+            if isinstance(reading, Reading):
                 yield self.decode(reading).best(*least)
-        except InputError as error:  # pairs are checked as they are taken, so it is the last
-            raise type(error)(f"Pair {taken} ({question!r:.60}): {error}") from None
+                continue
+            error = type(reading)(f"Pair {number} ({question!r:.60}): {reading}")
+            if errors == "raise":
+                raise error from None
+            yield error
 
     def rank(
         self,
@@ -181,7 +273,7 @@ class Reader:
         no_answer: NoAnswer = "auto",
         min_probability: float = 0.0,
     ) -> list[Answer]:
-        """Return the best places of all passages, best first: distinct, non-overlapping, and on one scale.
+        """Return the best spans of all passages, best first: distinct, non-overlapping, and on one scale.
 
         [] when all score below the threshold. A passage given twice is read once, under its first index. The rest is as in
         `ask`.
@@ -189,98 +281,138 @@ class Reader:
         Raises:
             InputError: `top_k` is below 1, or the question is empty or not a string.
         """
-        if not isinstance(top_k, int) or top_k < 1:
+        least = self._least(threshold, no_answer, min_probability)
+        return self.ranking(question, passages, top_k).above(*least)
+
+    def ranking(self, question: str, passages: str | Passage | Sequence[str | Passage], top_k: int = 5) -> Ranking:
+        """Return the best spans of all passages whatever their score, and the probability that there is no answer.
+
+        Raises:
+            InputError: as `rank`.
+        """
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
             raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
         given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
-        least = self._least(threshold, no_answer, min_probability)
-        reading = next(self.forward([(question, given)]))
-        return self.decode(reading, top_k=top_k).above(*least)
+        return self.decode(next(self.forward([(question, given)])), top_k=top_k)
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
         """Encode a passage, to ask several questions of it; a `Passage` is returned as it is.
 
         Raises:
-            InputError: it is not a string, or not valid Unicode.
+            InputError: it is not a string, not valid Unicode, or was prepared by a reader with another tokenizer.
         """
         if isinstance(passage, Passage):
-            return passage
-        return Passage(passage, self.checkpoint.tokenizer.encode_passage(_text(passage, "passage")), source)
+            return self.checkpoint.tokenizer.check(passage)
+        return self.checkpoint.tokenizer.prepare(passage, source)
 
-    def forward(self, questions: Iterable[tuple[str, Sequence[str | Passage]]]) -> Iterator[Reading]:
-        """Run the model on (question, passages) items and yield a reading of each, in order.
+    @overload
+    def forward(self, questions: Questions, *, errors: Literal["raise"] = "raise") -> Iterator[Reading]: ...
+    @overload
+    def forward(self, questions: Questions, *, errors: Errors) -> Iterator[Reading | SpanQAError]: ...
+    def forward(self, questions: Questions, *, errors: Errors = "raise") -> Iterator[Reading | SpanQAError]:
+        """Run the model on (question, passages) items and yield a `Reading` of each, in order.
 
-        Items are taken from the stream in chunks; the windows of a chunk are sorted by length and batched under a token
-        budget, so that little padding is computed.
+        Items are taken from the stream in chunks, whose windows share batches: a small chunk first, then larger ones. An item
+        that cannot be read is an error, raised after the readings of the items before it; with `errors="return"` the error takes
+        its place. A question that was encoded before is given as its `Tokens`.
 
         Raises:
-            InputError: a question is empty, too long or not a string. Items are checked as they are taken from the stream,
-                so it is the last one taken.
+            InputError: a question is empty, too long or not a string, or a passage is not a string.
             BackendError: the logits are not numbers.
         """
-        stream = iter(questions)
-        running: deque[tuple[list[Item], list[Running]]] = deque()
-        with ThreadPoolExecutor(self.backend.batches_at_once, "spanqa") as pool:
+        if errors not in get_args(Errors):
+            raise InputError(f"errors is {errors!r}; expected one of {', '.join(get_args(Errors))}.")
+        return self._forward(iter(questions), errors)
+
+    def _forward(self, stream: Iterator[Question], errors: Errors) -> Iterator[Reading | SpanQAError]:
+        running: deque[_Chunk] = deque()
+        size, more = FIRST_CHUNK, True
+        try:
+            while more or running:
+                if more:
+                    items, more, broken = self._take(stream, size)
+                    windows = [window for item in items for piece in item.windows for window in piece]
+                    running.append(_Chunk(items, self.engine.submit(windows), broken))
+                    size = min(2 * size, LARGEST_CHUNK)
+                if len(running) > 1 or not more:  # one chunk is read while the next is encoded
+                    chunk = running.popleft()
+                    for reading in self._finish(chunk):
+                        if errors == "raise" and not isinstance(reading, Reading):
+                            raise reading
+                        yield reading
+                    if chunk.broken is not None:
+                        raise chunk.broken
+        finally:
+            for chunk in running:
+                chunk.logits.cancel()
+
+    def _take(self, stream: Iterator[Question], size: float) -> tuple[list[_Item], bool, Exception | None]:
+        """Take the next items of the stream, cut into windows; say whether there may be more, or what broke the stream."""
+        items: list[_Item] = []
+        tokens = characters = 0
+        more, broken = True, None
+        while (
+            tokens < size * self.backend.batch_tokens
+            and characters < size * _CHUNK_CHARACTERS
+            and len(items) < size * _CHUNK_ITEMS
+        ):
             try:
-                while items := self._take(stream):
-                    running.append((items, self._start(items, pool)))
-                    if len(running) > 1:  # one chunk computes while the next is being encoded
-                        yield from _finish(*running.popleft())
-                while running:
-                    yield from _finish(*running.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
-
-    def _start(self, items: list[Item], pool: ThreadPoolExecutor) -> list[Running]:
-        """Plan the windows of a chunk into batches and give these to the backend."""
-        windows = [window for _, _, cut in items for piece in cut for window in piece]
-        plan = plan_batches(list(map(len, windows)), self.layout, BATCH_TOKENS)
-        return [(rows, pool.submit(self._run, [[windows[i] for i in row] for row in rows])) for rows in plan]
-
-    def _run(self, rows: list[list[Window]]) -> list[WindowLogits]:
-        batch = pack(rows)
-        return list(split_logits([window for row in rows for window in row], batch, self._logits(batch)))
-
-    def _logits(self, batch: Batch) -> SpanLogits:
-        logits = self.backend.forward(batch)
-        of_tokens = batch.window_index != PADDING
-        if not (np.isfinite(logits.start[of_tokens]).all() and np.isfinite(logits.end[of_tokens]).all()):
-            raise BackendError(
-                f"Backend {self.backend.name!r} gave NaN or infinity for logits, computing in {self.backend.dtype}: the numbers of "
-                "this model are too large for it. Choose dtype='fp32'; if it is that already, the weights are damaged."
-            )
-        return logits
-
-    def _take(self, stream: Iterator[tuple[str, Sequence[str | Passage]]]) -> list[Item]:
-        """Cut the next questions of the stream into windows, up to the chunk's number of tokens."""
-        items: list[Item] = []
-        tokens = 0
-        for question, given in stream:
-            passages = tuple(self.prepare(passage) for passage in given)
-            cut = self._cut(question, passages)
-            items.append((question, passages, cut))
-            tokens += sum(len(window) for piece in cut for window in piece)
-            if tokens >= _CHUNK_TOKENS:
+                question, given = next(stream)
+            except StopIteration:
+                more = False
                 break
-        return items
+            except Exception as error:  # the caller's own: the items before it are answered first
+                more, broken = False, error
+                break
+            try:
+                passages = tuple(map(self.prepare, given))
+                if not isinstance(question, Tokens):
+                    check_question(question)
+                items.append(_Item(question, passages))
+            except InputError as error:
+                items.append(_Item(question, error=error))
+                continue
+            tokens += sum(len(passage.tokens) for passage in passages)
+            characters += sum(len(passage.text) for passage in passages)
+        self._cut(items)
+        return items, more, broken
 
-    def _cut(self, question: str, passages: Sequence[Passage]) -> list[list[Window]]:
-        if not _text(question, "question").strip():
-            raise InputError("The question is empty. Ask something, such as: Who signed the treaty?")
-        tokens = self.checkpoint.tokenizer.encode(question)
-        if not len(tokens):
-            raise InputError(f"The question {question!r:.60} holds nothing that the model can read. Ask in words.")
-        layout = self.checkpoint.tokenizer.layout
-        seen: set[str] = set()
-        cuts: list[list[Window]] = []
-        for passage in passages:
-            read = passage.text not in seen  # a passage given twice is read once
-            cuts.append(make_windows(tokens, passage.tokens, layout, self.windows) if read else [])
-            seen.add(passage.text)
-        return cuts
+    def _cut(self, items: Sequence[_Item]) -> None:
+        """Give the items their windows, or their error."""
+        tokenizer = self.checkpoint.tokenizer
+        texts = [item.question for item in items if item.error is None and isinstance(item.question, str)]
+        try:
+            encoded = iter(tokenizer.encode_many(texts))
+        except InputError:
+            encoded = None  # one of them cannot be encoded, and is found below
+        for item in items:
+            if item.error is None:
+                try:
+                    question = item.question
+                    if encoded is not None and isinstance(question, str):
+                        question = next(encoded)
+                    item.windows = cut(question, item.passages, tokenizer, self.windows)
+                except InputError as error:
+                    item.error = error
+
+    def _finish(self, chunk: _Chunk) -> Iterator[Reading | SpanQAError]:
+        """Wait for a chunk and yield its readings and errors, in the order of the questions."""
+        try:
+            found = iter(chunk.logits.result())
+        except BackendError:  # one window's perhaps: each item for itself
+            for item in chunk.items:
+                try:
+                    alone = self.engine.submit(list(chain(*item.windows)))
+                    yield item.error or _reading(item, iter(alone.result()))
+                except BackendError as error:
+                    yield error
+            return
+        for item in chunk.items:
+            yield item.error or _reading(item, found)
 
     def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
-        """Return the best places of a reading with their probabilities."""
-        return rank_places(
+        """Return the best spans of a reading with their probabilities."""
+        return rank_spans(
             reading.passages, reading.logits, top_k=top_k, settings=self.answers, calibration=self.calibration
         )
 
@@ -291,18 +423,19 @@ class Reader:
         return least_score(self.answers, no_answer, threshold), min_probability
 
 
-def _finish(items: list[Item], running: list[Running]) -> Iterator[Reading]:
-    """Wait for the batches of a chunk and yield its readings, in the order of the questions."""
-    logits = {i: found for rows, future in running for i, found in zip(chain(*rows), future.result(), strict=True)}
-    each = (logits[i] for i in range(len(logits)))
-    for question, passages, cut in items:
-        yield Reading(question, passages, tuple(tuple(islice(each, len(piece))) for piece in cut))
+def _reading(item: _Item, found: Iterator[WindowLogits]) -> Reading:
+    logits = tuple(tuple(next(found) for _ in piece) for piece in item.windows)
+    return Reading(item.question, item.passages, logits)
 
 
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"The {name} should be a text (str), got {type(value).__name__}: {value!r:.60}")
-    return value
+def _load_again(
+    source: tuple[Any, ...], windows: WindowSettings, answers: AnswerSettings, calibration: Calibration
+) -> Reader:
+    model, backend, device, dtype, revision, threads, layout = source
+    reader = Reader.load(
+        model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads, layout=layout
+    )
+    return reader.with_settings(windows=windows, answers=answers, calibration=calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +466,7 @@ def _section(checkpoint: Checkpoint, name: str, kind: type[Settings]) -> Setting
     section = checkpoint.settings.get(name)
     section = {} if section is None else section
     known = {field.name for field in fields(kind)}
-    where = f"{str(checkpoint.path / 'spanqa.json')!r}, {name!r}"
+    where = f"{str(checkpoint.path / SETTINGS)!r}, {name!r}"
     if not isinstance(section, dict) or set(section) - known:
         raise CheckpointError(
             f"{where}: expected an object with the fields {', '.join(sorted(known))}, found {section!r:.200}."

@@ -13,30 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.batches import Batch, SpanLogits
-from spanqa.windows import Window
+from spanqa.batches import WindowLogits
 
 IMPOSSIBLE = np.float32(-np.inf)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WindowLogits:
-    """The logits of one window, as far as an answer can lie there: its passage tokens, and its [CLS].
-
-    `start` and `end` float32 `[token]`, for the passage tokens from `first` (a position in the passage) on;
-    `null_start` and `null_end` are those of [CLS], "not in this window".
-    """
-
-    first: int
-    start: NDArray[np.float32]
-    end: NDArray[np.float32]
-    null_start: float
-    null_end: float
-
-    @property
-    def null_score(self) -> float:
-        """Start logit + end logit of [CLS]."""
-        return self.null_start + self.null_end
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +25,6 @@ class Span:
     start_token: int
     end_token: int
     score: float
-
-
-def split_logits(windows: Sequence[Window], batch: Batch, logits: SpanLogits) -> Iterator[WindowLogits]:
-    """Yield the logits of the windows of a batch, row by row in the order they were packed."""
-    at_window = iter(windows)
-    for row in range(batch.shape[0]):
-        at = 0
-        for _ in range(int(batch.window_index[row].max(initial=-1)) + 1):
-            window = next(at_window)
-            length = window.stop - window.first
-            passage = at + window.passage_start
-            place = slice(passage, passage + length)
-            start, end = logits.start[row], logits.end[row]
-            yield WindowLogits(window.first, start[place], end[place], float(start[at]), float(end[at]))
-            at += len(window)
 
 
 def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_tokens: int) -> NDArray[np.float32]:
@@ -83,13 +47,14 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
     The margin of a place is the largest, over the windows that hold all of it, of its span score minus that window's own
     null score. Places that no window holds whole are -inf. No length is tabled that no window can hold.
     """
-    max_answer_tokens = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
-    band = np.full((tokens, max_answer_tokens), IMPOSSIBLE, np.float32)
-    for window in windows:
+    longest = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
+    margins_of = [span_band(window.start - np.float32(window.null_score), window.end, longest) for window in windows]
+    if len(windows) == 1 and len(windows[0].start) == tokens:
+        return margins_of[0]
+    band = np.full((tokens, longest), IMPOSSIBLE, np.float32)
+    for window, margins in zip(windows, margins_of, strict=True):
         rows = band[window.first : window.first + len(window.start)]
-        np.maximum(
-            rows, span_band(window.start, window.end, max_answer_tokens) - np.float32(window.null_score), out=rows
-        )
+        np.maximum(rows, margins, out=rows)
     return band
 
 
@@ -102,16 +67,19 @@ def distinct_spans(
     tokens can stand for parts of one character) and that no better span has taken. Taken to the end, every span of the band is
     taken once. Equal scores are settled by the earlier start, then the shorter span. `offsets` are those of `Tokens`.
     """
-    band = band.copy()
-    while band.size and count > 0:
+    for left in range(count, 0, -1):
+        if not band.size:
+            return
         first, extent = divmod(int(band.argmax()), band.shape[1])
         last, score = first + extent, float(band[first, extent])
         if score == -np.inf:
-            break
+            return
         rows, taken = overlapping(band.shape, offsets, first, last)
         yield Span(first, last, score), band[rows][taken]
-        band[rows][taken] = IMPOSSIBLE
-        count -= 1
+        if left == count > 1:
+            band = band.copy()
+        if left > 1:
+            band[rows][taken] = IMPOSSIBLE
 
 
 def overlapping(

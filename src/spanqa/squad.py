@@ -7,17 +7,15 @@ never lie in memory whole. It does not score: that is `spanqa.evaluate`.
 Format: Rajpurkar et al. 2018 (https://arxiv.org/abs/1806.03822).
 """
 
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from spanqa.errors import DatasetError
+from spanqa.files import read_json, replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,66 +40,6 @@ class Example:
     answers: tuple[GoldAnswer, ...] = ()
     title: str = ""
     cause: str | None = None
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a UTF-8 file, gzip'd or not; a leading byte order mark is dropped, line ends stay as they are.
-
-    Raises:
-        DatasetError: the file is missing, a folder, unreadable, binary, or not UTF-8.
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.") from None
-    except IsADirectoryError:
-        raise DatasetError(f"{str(path)!r} is a folder, not a file. Name the files in it.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
-    except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # a name that no file can have
-        raise DatasetError(f"{str(path)!r} cannot be read: {error}.") from None
-    return decode_text(data, repr(str(path)))
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Return bytes as the UTF-8 text they are; a leading byte order mark is dropped. `name` is for the message.
-
-    Raises:
-        DatasetError: they are binary, or not UTF-8.
-    """
-    if b"\x00" in data:
-        raise DatasetError(
-            f"{name} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
-            "Convert it first, for example: iconv -f latin1 -t utf-8 OLD > NEW"
-        ) from None
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return what a JSON file, gzip'd or not, holds.
-
-    Raises:
-        DatasetError: as `read_text`, or the file is not JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DatasetError(
-            f"{str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from None
-    except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
-        raise DatasetError(f"{str(path)!r} is not JSON that can be read: {error}.") from None
 
 
 def read_squad(path: str | os.PathLike[str]) -> list[Example]:
@@ -192,13 +130,12 @@ class JsonObjectWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.partial")
+        self._open = replacing(path)
         self._file: IO[str] | None = None
         self._count = 0
 
     def __enter__(self) -> Self:
-        self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: PTH123 - closed by __exit__
+        self._file = self._open.__enter__()
         self._file.write("{")
         return self
 
@@ -214,16 +151,4 @@ class JsonObjectWriter:
         assert self._file is not None, "used outside its with block"
         if kind is None:
             self._file.write("\n}\n")
-        self._file.close()
-        if kind is None:
-            self._temporary.replace(self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file whole: to a temporary name first, then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+        self._open.__exit__(kind, error, tb)

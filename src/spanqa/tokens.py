@@ -1,55 +1,141 @@
-"""Text to token ids with character offsets, and the layout that a model wants around them.
+"""Text to token ids with character offsets and words, and the template that a model wants around them.
 
 `Tokenizer.encode` reads a text once; windows are later cut from its arrays, so a passage is encoded once however many
-questions are asked of it. The layout (where `[CLS]` and `[SEP]` stand, and which token types they have) is read from
+questions are asked of it. The template (where `[CLS]` and `[SEP]` stand, and which token types they have) is read from
 the tokenizer's own template, never assumed. Truncation and padding stored in `tokenizer.json` never apply.
 
 It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its own: that is Hugging Face `tokenizers`.
 """
 
+import hashlib
+import sys
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
 from spanqa.errors import CheckpointError, InputError
+from spanqa.files import read_object
 
-_CACHED_TOKENS = 2_000_000  # about 24 MB of ids and offsets
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+"""The files that a tokenizer may have in a model folder."""
+
+CACHED_BYTES = 64 << 20
+"""How much memory the texts and arrays of remembered passages may take."""
+
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])  # no white space lies above U+3000
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A text as token ids, and the place of each token in the text.
+    """A text as token ids, and where each token lies in the text.
 
     `ids` int32 `[token]`; `offsets` int32 `[token, 2]`: start (inclusive) and end (exclusive) in code points, without
     the white space that some tokenizers count in. A token that stands for no visible character has start == end.
+    `words` int32 `[token]`: the number of the word that a token belongs to, -1 where the tokenizer knows none. Words are
+    what the tokenizer splits before it looks into its vocabulary; marks and CJK characters are words of their own for BERT.
+
+        text     Unbelievably, yes      ids      4895 8671 8231 1010 2748
+        offsets  0-2 2-8 8-12 12-13 14-17         words    0 0 0 1 2
+
+    Offsets and words come from the same encoding as the ids; they are converted when they are first asked for.
     """
 
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int32]
+    __slots__ = ("_encoding", "_offsets", "_text", "_words", "ids")
+
+    def __init__(
+        self, ids: NDArray[np.int32], offsets: NDArray[np.int32], words: NDArray[np.int32] | None = None
+    ) -> None:
+        self.ids = ids
+        self._offsets: NDArray[np.int32] | None = offsets
+        self._words: NDArray[np.int32] | None = np.full(len(ids), -1, np.int32) if words is None else words
+        self._encoding: Any = None
+        self._text = ""
+
+    @classmethod
+    def from_encoding(cls, text: str, encoding: Any) -> "Tokens":
+        """Return the tokens of a text that `tokenizers` has encoded without special tokens."""
+        tokens = cls.__new__(cls)
+        tokens.ids = np.array(encoding.ids, np.int32)
+        tokens._offsets = tokens._words = None
+        tokens._encoding, tokens._text = encoding, text
+        return tokens
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def offsets(self) -> NDArray[np.int32]:
+        """Start and end of each token in the text."""
+        if self._offsets is None:
+            self._convert()
+        assert self._offsets is not None
+        return self._offsets
+
+    @property
+    def words(self) -> NDArray[np.int32]:
+        """The number of each token's word."""
+        if self._words is None:
+            self._convert()
+        assert self._words is not None
+        return self._words
+
+    def first(self, count: int) -> "Tokens":
+        """Return the first `count` tokens; all where there are no more."""
+        return self if len(self) <= count else Tokens(self.ids[:count], self.offsets[:count], self.words[:count])
+
+    def word_bounds(self) -> NDArray[np.int32]:
+        """Return, for each token, where its word starts and ends in the text: int32 `[token, 2]`.
+
+        A tokenizer without words gives the bounds of the tokens.
+        """
+        bounds, words = self.offsets, self.words
+        if not len(words) or (words < 0).any():
+            return bounds
+        first = np.flatnonzero(np.diff(words, prepend=-1))
+        word = np.cumsum(np.diff(words, prepend=-1) != 0) - 1
+        starts, ends = np.minimum.reduceat(bounds[:, 0], first), np.maximum.reduceat(bounds[:, 1], first)
+        return np.stack([starts[word], ends[word]], axis=1)
+
+    def _convert(self) -> None:
+        encoding = self._encoding
+        if encoding is None:  # another thread was faster
+            return
+        words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
+        offsets = _without_space(self._text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        self._words, self._offsets = words, offsets
+        self._encoding, self._text = None, ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokens, (self.ids, self.offsets, self.words)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Passage:
-    """A text that has been encoded: what every call takes where it takes a text.
+    """A text that has been encoded: every call takes one where it takes a text.
 
-    `source` says where it comes from (a file name, say) and is handed on to the answers.
+    `source` says where it comes from (a file name, say) and is handed on to the answers. `tokenizer` is the one that encoded it,
+    or its fingerprint; a reader refuses passages of another one. None is not checked.
     """
 
     text: str
     tokens: Tokens
     source: str | None = None
+    tokenizer: "Tokenizer | str | None" = None
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a pickled passage carries no vocabulary
+        tokenizer = self.tokenizer.fingerprint if isinstance(self.tokenizer, Tokenizer) else self.tokenizer
+        return Passage, (self.text, self.tokens, self.source, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Template:
     """The special tokens of a window, as (id, token type) pairs: `before` question `between` passage `after`.
 
     BERT:    before [CLS], between [SEP], after [SEP]
@@ -69,26 +155,40 @@ class Layout:
         """How many tokens of a window are neither question nor passage."""
         return len(self.before) + len(self.between) + len(self.after)
 
+    @property
+    def highest_type(self) -> int:
+        """The highest token type."""
+        special = (kind for _, kind in (*self.before, *self.between, *self.after))
+        return max(self.question_type, self.passage_type, *special)
+
 
 class Tokenizer:
     """A tokenizer read from a checkpoint, without its stored truncation and padding, that remembers passages.
 
-    The memory is bounded (two million tokens); the least recently used passage goes first.
+    The memory is bounded (`CACHED_BYTES`); the least recently used passage goes first.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, template: Template | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._passages: OrderedDict[str, Tokens] = OrderedDict()
-        self._cached_tokens = 0
+        self._passages: OrderedDict[str, Passage] = OrderedDict()
+        self._cached_bytes = 0
         self._lock = Lock()
-        self.layout = _layout(tokenizer)
+        self.template = template or _template(tokenizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._tokenizer, self.template)
 
     @property
-    def vocabulary_size(self) -> int:
-        """The number of ids, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+    def highest_id(self) -> int:
+        """The highest id, added tokens included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the whole tokenizer: equal fingerprints give equal tokens."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of a text, without special tokens.
@@ -99,46 +199,74 @@ class Tokenizer:
         if not isinstance(text, str):
             raise InputError(f"Expected a text, got {type(text).__name__}: {text!r:.60}.")
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-            offsets = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
-        except (TypeError, UnicodeEncodeError):  # how tokenizers, or Python, says that a string cannot be written
+            return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
+        except (TypeError, UnicodeEncodeError):  # how tokenizers says that a string cannot be written
             position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
             raise InputError(
                 f"The text holds half a surrogate pair ({text[position]!r}) at position {position}; "
                 "it is not valid Unicode. Remove it, or decode the text with errors='replace'."
             ) from None
-        return Tokens(np.array(encoding.ids, np.int32), offsets)
 
-    def word_bounds(self, text: str) -> NDArray[np.int32]:
-        """Return, for each token of the text, where the word it belongs to starts and ends: int32 `[token, 2]`.
+    def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of several texts, as `encode` does, in one call of the library.
 
-        A word is what the tokenizer splits before it looks into its vocabulary; marks and CJK characters are words of
-        their own for BERT. A tokenizer without words gives the bounds of the tokens.
+        Raises:
+            InputError: as `encode`, for the first text that cannot be encoded.
         """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        bounds = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
-        words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
-        if not len(words) or (words < 0).any():
-            return bounds
-        first = np.flatnonzero(np.diff(words, prepend=-1))
-        word = np.cumsum(np.diff(words, prepend=-1) != 0) - 1
-        starts, ends = np.minimum.reduceat(bounds[:, 0], first), np.maximum.reduceat(bounds[:, 1], first)
-        return np.stack([starts[word], ends[word]], axis=1)
+        if len(texts) == 1:
+            return [self.encode(texts[0])]
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            return [self.encode(text) for text in texts]  # one of these raises, and says which
+        return [Tokens.from_encoding(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def encode_passage(self, text: str) -> Tokens:
-        """Return the tokens of a passage, from memory when it was encoded lately."""
+    def prepare(self, text: str, source: str | None = None) -> Passage:
+        """Return a text as a passage, from memory when it was encoded lately.
+
+        Raises:
+            InputError: it is not a string, or not valid Unicode.
+        """
+        if not isinstance(text, str):
+            raise InputError(f"The passage should be a text (str), got {type(text).__name__}: {text!r:.60}")
         with self._lock:
-            if text in self._passages:
+            found = self._passages.get(text)
+            if found is not None:
                 self._passages.move_to_end(text)
-                return self._passages[text]
-        tokens = self.encode(text)
+        if found is None:
+            tokens = self.encode(text)
+            _ = tokens.offsets  # converted now, so that the encoding, which is ten times larger, can go
+            found = Passage(text, tokens, None, self)
+            self._remember(found)
+        return found if source is None else replace(found, source=source)
+
+    def check(self, passage: Passage) -> Passage:
+        """Return a passage that this tokenizer, or an equal one, has encoded.
+
+        Raises:
+            InputError: another tokenizer has encoded it.
+        """
+        theirs = passage.tokenizer
+        if theirs is None or theirs is self:
+            return passage
+        if (theirs.fingerprint if isinstance(theirs, Tokenizer) else theirs) != self.fingerprint:
+            raise InputError(
+                f"The passage {passage.text!r:.60} was prepared by a reader with another tokenizer. Prepare it with this reader."
+            )
+        return passage
+
+    def _remember(self, passage: Passage) -> None:
         with self._lock:
-            if text not in self._passages:  # another thread may have been faster
-                self._passages[text] = tokens
-                self._cached_tokens += len(tokens)
-            while self._cached_tokens > _CACHED_TOKENS and len(self._passages) > 1:
-                self._cached_tokens -= len(self._passages.popitem(last=False)[1])
-        return tokens
+            if passage.text not in self._passages:  # another thread may have been faster
+                self._passages[passage.text] = passage
+                self._cached_bytes += _bytes(passage)
+            while self._cached_bytes > CACHED_BYTES and len(self._passages) > 1:
+                self._cached_bytes -= _bytes(self._passages.popitem(last=False)[1])
+
+
+def _bytes(passage: Passage) -> int:
+    tokens = passage.tokens
+    return sys.getsizeof(passage.text) + tokens.ids.nbytes + tokens.offsets.nbytes + tokens.words.nbytes
 
 
 def _without_space(text: str, offsets: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -155,8 +283,8 @@ def _without_space(text: str, offsets: NDArray[np.int32]) -> NDArray[np.int32]:
     return offsets
 
 
-def _layout(tokenizer: tokenizers.Tokenizer) -> Layout:
-    """Read the layout of a (question, passage) pair off an encoded pair of one-letter texts."""
+def _template(tokenizer: tokenizers.Tokenizer) -> Template:
+    """Read the template of a (question, passage) pair off an encoded pair of one-letter texts."""
     try:
         pair = tokenizer.encode("a", "b")
         tokenizer.encode("\U00013000")  # a hieroglyph: hardly any vocabulary has it
@@ -179,10 +307,81 @@ def _layout(tokenizer: tokenizers.Tokenizer) -> Layout:
             "The tokenizer's template puts no special token ([CLS] or <s>) before the question, so the model has no place "
             "for 'no answer'. Expected '[CLS] question [SEP] passage [SEP]'; is its post_processor missing?"
         )
-    return Layout(
+    return Template(
         before=tuple(pairs[:question]),
         between=tuple(pairs[after_question:passage]),
         after=tuple(pairs[after_passage:]),
         question_type=pairs[question][1],
         passage_type=pairs[passage][1],
     )
+
+
+def read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Read tokenizer.json, or vocab.txt where there is none, and see that it fits the model's config.
+
+    Raises:
+        CheckpointError: there is neither, the file is damaged, or it has more tokens than the model.
+    """
+    if (path / "tokenizer.json").exists():
+        try:
+            raw = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
+            raise CheckpointError(f"{str(path / 'tokenizer.json')!r} cannot be read: {error}.") from error
+    elif (path / "vocab.txt").exists():
+        raw = _word_piece(path)
+    else:
+        raise CheckpointError(f"{str(path)!r} holds no tokenizer: expected tokenizer.json or vocab.txt.")
+    return fit_tokenizer(raw, config, repr(str(path)))
+
+
+def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> Tokenizer:
+    """Return the tokenizer as the model of this config wants it; `name` is for the message.
+
+    Raises:
+        CheckpointError: it has ids or token types that the model has no embeddings for, or no template with [CLS].
+    """
+    tokenizer = Tokenizer(raw)
+    words, types = config.get("vocab_size"), config.get("type_vocab_size", 2)
+    if isinstance(words, int) and tokenizer.highest_id >= words:
+        raise CheckpointError(
+            f"The tokenizer of {name} has ids up to {tokenizer.highest_id}, but the model has embeddings for only "
+            f"{words} ids, counted from 0. Tokenizer and model do not belong together."
+        )
+    if types in (0, 1, None):
+        tokenizer.template = _without_types(tokenizer.template)
+    if isinstance(types, int) and tokenizer.template.highest_type >= max(types, 1):
+        raise CheckpointError(
+            f"The template of the tokenizer of {name} has token types up to {tokenizer.template.highest_type}, but the model has "
+            f"embeddings for only {types}, counted from 0. Tokenizer and model do not belong together."
+        )
+    return tokenizer
+
+
+def _without_types(template: Template) -> Template:
+    pieces = {
+        name: tuple((token, 0) for token, _ in getattr(template, name)) for name in ("before", "between", "after")
+    }
+    return replace(template, **pieces, question_type=0, passage_type=0)
+
+
+def _word_piece(path: Path) -> tokenizers.Tokenizer:
+    """BERT's tokenizer from a bare vocab.txt; case and accents as tokenizer_config.json says, uncased where it is silent."""
+    options = read_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    try:
+        vocabulary = (path / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{str(path / 'vocab.txt')!r} cannot be read: {error}.") from None
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    missing = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in ids]
+    if missing:
+        raise CheckpointError(f"{str(path / 'vocab.txt')!r} lacks {', '.join(missing)}: it is not a BERT vocabulary.")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=bool(options.get("do_lower_case", True)),
+        strip_accents=None if options.get("strip_accents") is None else bool(options["strip_accents"]),
+        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens([word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word in ids])
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return tokenizer

@@ -1,4 +1,4 @@
-"""Question and passage to windows that fit the model.
+"""Question and passages to windows that fit the model: the only place where texts are cut.
 
 A window is `[CLS] question [SEP] slice of the passage [SEP]`. It is held as a reference to the two token arrays and the
 bounds of the slice; ids are copied only when a batch is made. It knows nothing of padding or of the model's weights.
@@ -7,10 +7,11 @@ Source: google-research/bert, run_squad.py, `convert_examples_to_features`; Hugg
 second sequence with a stride.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spanqa.errors import InputError, QuestionTooLongError
-from spanqa.tokens import Layout, Tokens
+from spanqa.tokens import Passage, Template, Tokenizer, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,19 @@ class Window:
     passage: Tokens
     first: int
     stop: int
-    layout: Layout
+    template: Template
 
     def __len__(self) -> int:
-        return len(self.question) + self.stop - self.first + self.layout.special_tokens
+        return len(self.question) + self.stop - self.first + self.template.special_tokens
 
     @property
     def passage_start(self) -> int:
         """The position in the window of its first passage token."""
-        return len(self.layout.before) + len(self.question) + len(self.layout.between)
+        return len(self.template.before) + len(self.question) + len(self.template.between)
 
 
 def make_windows(
-    question: Tokens, passage: Tokens, layout: Layout, settings: WindowSettings = WindowSettings()
+    question: Tokens, passage: Tokens, template: Template, settings: WindowSettings = WindowSettings()
 ) -> list[Window]:
     """Cut the passage so that each window, with the question, fits the model.
 
@@ -75,10 +76,10 @@ def make_windows(
         QuestionTooLongError: the question has more than `max_question_tokens`, or leaves no room for the passage.
         InputError: the overlap is as long as the room, so that windows could not advance.
     """
-    room = settings.max_seq_length - layout.special_tokens - len(question)
+    room = settings.max_seq_length - template.special_tokens - len(question)
     limit = settings.max_question_tokens
     if limit is None:
-        limit = (settings.max_seq_length - layout.special_tokens) // 2
+        limit = (settings.max_seq_length - template.special_tokens) // 2
     if len(question) > limit or room < 1:
         raise QuestionTooLongError(
             f"The question has {len(question)} tokens; at most {max(0, min(limit, len(question) + room - 1))} fit beside the passage "
@@ -95,8 +96,47 @@ def make_windows(
     windows, first = [], 0
     while first < len(passage):
         stop = min(first + room, len(passage))
-        windows.append(Window(question, passage, first, stop, layout))
+        windows.append(Window(question, passage, first, stop, template))
         if stop == len(passage):
             break
         first += room - overlap
     return windows
+
+
+def cut(
+    question: str | Tokens,
+    passages: Sequence[Passage],
+    tokenizer: Tokenizer,
+    settings: WindowSettings = WindowSettings(),
+) -> list[list[Window]]:
+    """Return the windows of each passage with the question; a passage given twice has windows the first time only.
+
+    A question that was encoded before, by the same tokenizer, is given as its tokens.
+
+    Raises:
+        QuestionTooLongError: the question has more than `max_question_tokens`, or leaves no room for the passage.
+        InputError: the question is empty, or not a string; the overlap is as long as the room.
+    """
+    tokens = question if isinstance(question, Tokens) else tokenizer.encode(check_question(question))
+    if not len(tokens):
+        raise InputError("The question holds nothing that the model can read. Ask in words.")
+    seen: set[str] = set()
+    windows: list[list[Window]] = []
+    for passage in passages:
+        new = passage.text not in seen
+        windows.append(make_windows(tokens, passage.tokens, tokenizer.template, settings) if new else [])
+        seen.add(passage.text)
+    return windows
+
+
+def check_question(question: str) -> str:
+    """Return the question.
+
+    Raises:
+        InputError: it is not a string, or empty.
+    """
+    if not isinstance(question, str):
+        raise InputError(f"The question should be a text (str), got {type(question).__name__}: {question!r:.60}")
+    if not question.strip():
+        raise InputError("The question is empty. Ask something, such as: Who signed the treaty?")
+    return question

@@ -11,7 +11,6 @@ and on processors that have it. Threads are XLA's: one for each core that the pr
 of the memory unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. TPUs should work, and are unverified.
 """
 
-from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -19,11 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spanqa.backends.base import bucket_shape, chosen_layers, cpu_has_bf16
+from spanqa.backends.base import BATCH_TOKENS, bucket_shape, capture_positions, cpu_has_bf16, split_attention
 from spanqa.backends.numpy import NumpyOps
-from spanqa.batches import PADDING, Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, load_weights
-from spanqa.encoder import span_logits
+from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError
 
 _DTYPES: dict[str, Any] = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
@@ -46,14 +44,15 @@ class JaxOps(NumpyOps):
     def activate(self, x: Any, name: str) -> Any:
         return jax.nn.relu(x) if name == "relu" else jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
-    def same_window(self, window_index: Any) -> Any:
-        return jnp.where(super().same_window(window_index), 0.0, -1e30)  # added to the scores
+    def same_window(self, query_window: Any, key_window: Any) -> Any:
+        return jnp.where(super().same_window(query_window, key_window), 0.0, -1e30)  # added to the scores
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
         def attend(arrays: tuple[Any, Any, Any, Any]) -> Any:
             query, key, value, mask = arrays
             exponents = self._exponents(query, key, mask)  # normalised after the product, where they are fewer
-            return self.mix(exponents, value) / exponents.sum(-1, keepdims=True)
+            mixed = _product("...qk,...kd->...qd", exponents.astype(self._dtype), value.astype(self._dtype))
+            return mixed / exponents.sum(-1, keepdims=True)
 
         arrays = (query, key, value, mask)
         return jax.lax.map(attend, arrays) if self._row_by_row else attend(arrays)
@@ -67,9 +66,6 @@ class JaxOps(NumpyOps):
         scores = scores * query.shape[-1] ** -0.5 + mask  # (batch, head, query, key)
         return jnp.exp(scores - scores.max(-1, keepdims=True))
 
-    def mix(self, attention: Any, value: Any) -> Any:
-        return _product("...qk,...kd->...qd", attention.astype(self._dtype), value.astype(self._dtype))
-
 
 def _product(axes: str, a: Any, b: Any) -> Any:
     """In float32 with all of its bits: without HIGHEST, GPUs keep 10 of them and TPUs 7."""
@@ -80,6 +76,8 @@ class JaxBackend:
     """Weights on one JAX device, and the programs compiled so far: one for each shape and choice of attention layers."""
 
     name = "jax"
+    layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
@@ -92,30 +90,38 @@ class JaxBackend:
                 array.astype(_DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else np.float32),
                 self._place,
             )
-            for name, array in load_weights(checkpoint)
+            for name, array in checkpoint.encoder_weights().items()
         }
         # A CPU's cache holds the scores of a row, not those of a batch: attention takes a quarter to a half of the time.
         ops = JaxOps(_DTYPES[dtype], row_by_row=self._place.platform == "cpu")
-        self._run = jax.jit(partial(span_logits, ops), static_argnums=1, static_argnames="attention_layers")
+        self._run = jax.jit(partial(checkpoint.family.logits, ops), static_argnums=1, static_argnames="layers")
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = chosen_layers(attention, self._config.layers)
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
         rows, cols = batch.shape
-        more_rows, more_cols = (
-            padded - size for padded, size in zip(bucket_shape(rows, cols), (rows, cols), strict=True)
-        )
+        bucket_rows, bucket_cols = bucket_shape(rows, cols)
+        more_rows = bucket_rows - rows
         arrays = [
-            np.pad(array, ((0, more_rows), (0, more_cols)), constant_values=PADDING if name == "window_index" else 0)
-            for name, array in ((name, getattr(batch, name)) for name in Batch.__slots__)
+            np.pad(
+                getattr(batch, name),
+                ((0, more_rows), (0, bucket_cols - cols)),
+                constant_values=PADDING if name == "window_index" else 0,
+            )
+            for name in Batch.__slots__
         ]
+        if capture is not None:
+            positions = capture_positions(batch, capture, self._config.layers)
+            arrays.append(np.pad(positions, ((0, more_rows), (0, -positions.shape[1] % 32))))
         start, end, attentions = self._run(
-            self._weights, self._config, *jax.device_put(arrays, self._place), attention_layers=layers
+            self._weights,
+            self._config,
+            *jax.device_put(arrays, self._place),
+            layers=tuple(sorted(set(capture.layers))) if capture is not None else (),
         )
-        found = {layer: np.asarray(array)[:rows, :, :cols, :cols].copy() for layer, array in attentions.items()}
+        found = {layer: np.asarray(array) for layer, array in attentions.items()}
         return SpanLogits(
             np.asarray(start)[:rows, :cols].copy(),
             np.asarray(end)[:rows, :cols].copy(),
-            found if attention is not None else None,
+            split_attention(batch, capture, found) if capture is not None else None,
         )
 
 

@@ -4,17 +4,15 @@ Slow and plain, so that it can be checked by eye; every other backend must agree
 """
 
 import math
-from collections.abc import Collection
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.backends.base import chosen_layers
-from spanqa.batches import Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, load_weights
-from spanqa.encoder import span_logits
+from spanqa.backends.base import BATCH_TOKENS, capture_positions, split_attention
+from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError
 
 Floats = NDArray[np.float32]
@@ -54,8 +52,11 @@ class NumpyOps:
         batch, heads, token, size = x.shape
         return x.transpose(0, 2, 1, 3).reshape(batch, token, heads * size)  # (batch, token, hidden)
 
-    def same_window(self, window_index: Any) -> Any:
-        return (window_index[:, :, None] == window_index[:, None, :])[:, None]  # (batch, 1, query, key)
+    def take(self, x: Any, index: Any) -> Any:
+        return x[np.arange(len(x))[:, None], index]  # (batch, query, ...)
+
+    def same_window(self, query_window: Any, key_window: Any) -> Any:
+        return (query_window[:, :, None] == key_window[:, None, :])[:, None]  # (batch, 1, query, key)
 
     def attention(self, query: Any, key: Any, mask: Any) -> Any:
         scores = query @ key.swapaxes(-1, -2) / np.float32(math.sqrt(query.shape[-1]))  # (batch, head, query, key)
@@ -63,11 +64,8 @@ class NumpyOps:
         exponents = np.exp(scores - scores.max(-1, keepdims=True))
         return exponents / exponents.sum(-1, keepdims=True)
 
-    def mix(self, attention: Any, value: Any) -> Any:
-        return attention @ value
-
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
-        return self.mix(self.attention(query, key, mask), value)
+        return self.attention(query, key, mask) @ value
 
     def column(self, x: Any, index: int) -> Any:
         return x[..., index]
@@ -96,27 +94,28 @@ class NumpyBackend:
     """Computes in float32, on the CPU, with whatever BLAS NumPy was built with."""
 
     name = "numpy"
+    layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 1
     device = "cpu"
     dtype = "fp32"
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._config = checkpoint.encoder
-        self._weights = {name: array.astype(np.float32) for name, array in load_weights(checkpoint)}
+        self._logits = checkpoint.family.logits
+        self._weights = {
+            name: array.astype(np.float32, copy=False) for name, array in checkpoint.encoder_weights().items()
+        }
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        inputs = [getattr(batch, name) for name in Batch.__slots__]
+        if capture is not None:
+            inputs.append(capture_positions(batch, capture, self._config.layers))
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as infinity or NaN
-            start, end, attentions = span_logits(
-                NumpyOps(),
-                self._weights,
-                self._config,
-                batch.input_ids,
-                batch.token_type_ids,
-                batch.position_ids,
-                batch.window_index,
-                attention_layers=chosen_layers(attention, self._config.layers),
+            start, end, attentions = self._logits(
+                NumpyOps(), self._weights, self._config, *inputs, layers=capture.layers if capture else ()
             )
-        return SpanLogits(start, end, attentions if attention is not None else None)
+        return SpanLogits(start, end, split_attention(batch, capture, attentions) if capture is not None else None)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> NumpyBackend:

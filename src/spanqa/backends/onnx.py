@@ -19,10 +19,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from spanqa.backends.base import chosen_layers
-from spanqa.batches import Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, load_weights
-from spanqa.encoder import span_logits
+from spanqa.backends.base import BATCH_TOKENS, Graphs, capture_positions, split_attention
+from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError
 
 _FLOATS = {"fp32": np.float32, "fp16": np.float16}
@@ -78,9 +77,12 @@ class OnnxOps:
     def merge_heads(self, x: str) -> str:
         return x
 
-    def same_window(self, window_index: str) -> str:
-        query, key = (self.node("Unsqueeze", window_index, self._constant(axes)) for axes in ([1, 3], [1, 2]))
-        return self.node("Equal", query, key)  # (batch, 1, query, key)
+    def take(self, x: str, index: str) -> str:
+        return self.node("GatherND", x, index, batch_dims=1)
+
+    def same_window(self, query_window: str, key_window: str) -> str:
+        query = self.node("Unsqueeze", query_window, self._constant([1, 3]))
+        return self.node("Equal", query, self.node("Unsqueeze", key_window, self._constant([1, 2])))
 
     def attend(self, query: str, key: str, value: str, mask: str) -> str:
         return self.node("Attention", query, key, value, mask, q_num_heads=self._heads, kv_num_heads=self._heads)
@@ -89,10 +91,6 @@ class OnnxOps:
         scores = self.node("MatMul", self._split(query), self.node("Transpose", self._split(key), perm=[0, 1, 3, 2]))
         scores = self.node("Where", mask, self.node("Mul", scores, self._scale), self._lowest)
         return self.node("Softmax", scores, axis=-1)  # (batch, head, query, key)
-
-    def mix(self, attention: str, value: str) -> str:
-        mixed = self.node("Transpose", self.node("MatMul", attention, self._split(value)), perm=[0, 2, 1, 3])
-        return self.node("Reshape", mixed, self._constant([0, 0, -1]))  # (batch, token, hidden)
 
     def column(self, x: str, index: int) -> str:
         return self.node("Gather", x, self._constant(index), axis=2)
@@ -103,21 +101,25 @@ class OnnxOps:
 
 
 def build_graph(checkpoint: Checkpoint, weights: Mapping[str, NDArray[Any]], layers: Collection[int] = ()) -> bytes:
-    """Return the encoder as an ONNX file: four int32 inputs `[rows, cols]`, outputs start, end, attention by layer.
+    """Return the encoder as an ONNX file: inputs `[rows, cols]` int32, outputs start, end, attention by layer.
+
+    With layers there is a fifth input, "queries" `[rows, query, 1]` int64.
 
     It names the weights and leaves them outside, since such a file holds 2 GB at most; they are computed with in the
     type that they have.
     """
     config = checkpoint.encoder
     ops = OnnxOps(config.heads, config.hidden_size // config.heads, weights["qa.bias"].dtype)
-    start, end, attentions = span_logits(
-        ops, {name: name for name in weights}, config, *Batch.__slots__, attention_layers=layers
-    )
+    names = {name: name for name in weights}
+    queries = ["queries"] if layers else []
+    start, end, attentions = checkpoint.family.logits(ops, names, config, *Batch.__slots__, *queries, layers=layers)
     outputs = [ops.node("Cast", x, to=TensorProto.FLOAT) for x in (start, end, *attentions.values())]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT32, ["rows", "cols"]) for name in Batch.__slots__]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.INT64, ["rows", "queries", 1]) for name in queries]
     graph = helper.make_graph(
         ops.nodes,
         "spanqa",
-        [helper.make_tensor_value_info(name, TensorProto.INT32, ["rows", "cols"]) for name in Batch.__slots__],
+        inputs,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
         [*ops.constants, *(_outside(name, array) for name, array in weights.items())],
     )
@@ -137,6 +139,8 @@ class OnnxBackend:
     """An ONNX Runtime session on one device; a second one, with attention, is made when it is first asked for."""
 
     name = "onnx"
+    layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
@@ -146,18 +150,12 @@ class OnnxBackend:
         self._threads = threads or _usable_processors()
         # Few rows at a time, so that what one operation leaves is still in the cache when the next one reads it: 12 %.
         self._tokens_at_once = self._threads * checkpoint.encoder.hidden_size // 2 if device == "cpu" else sys.maxsize
-        self._sessions: dict[tuple[int, ...], onnxruntime.InferenceSession] = {}
-        self._session(())
-
-    def _session(self, layers: tuple[int, ...]) -> onnxruntime.InferenceSession:
-        if layers not in self._sessions:
-            self._sessions = {key: value for key, value in self._sessions.items() if not key}  # keep one with attention
-            self._sessions[layers] = self._make_session(layers)
-        return self._sessions[layers]
+        self._sessions = Graphs(self._make_session)
+        self._sessions.of(None)
 
     def _make_session(self, layers: tuple[int, ...]) -> onnxruntime.InferenceSession:
         dtype = _FLOATS[self.dtype]
-        weights = {name: array.astype(dtype, copy=False) for name, array in load_weights(self._checkpoint)}
+        weights = {name: array.astype(dtype, copy=False) for name, array in self._checkpoint.encoder_weights().items()}
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = self._threads
@@ -183,17 +181,23 @@ class OnnxBackend:
         session.disable_fallback()
         return session
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = chosen_layers(attention, self._checkpoint.encoder.layers)
-        session = self._session(layers)
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        inputs = {name: getattr(batch, name) for name in Batch.__slots__}
+        layers: list[int] = []
+        if capture is not None:
+            positions = capture_positions(batch, capture, self._checkpoint.encoder.layers)
+            layers = sorted(set(capture.layers))
+            inputs |= {"queries": positions.astype(np.int64)[..., None]} if layers else {}
+        session = self._sessions.of(capture)
         rows, cols = batch.shape
         step = max(1, self._tokens_at_once // cols)
         parts = [
-            session.run(None, {name: getattr(batch, name)[row : row + step] for name in Batch.__slots__})
+            session.run(None, {name: array[row : row + step] for name, array in inputs.items()})
             for row in range(0, rows, step)
         ]
         start, end, *attentions = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return SpanLogits(start, end, dict(zip(layers, attentions, strict=True)) if attention is not None else None)
+        found = dict(zip(layers, attentions, strict=True))
+        return SpanLogits(start, end, split_attention(batch, capture, found) if capture is not None else None)
 
 
 def _usable_processors() -> int:

@@ -10,7 +10,6 @@ the same whatever it shares a batch with.
 from collections.abc import Collection
 from functools import cache
 from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,16 +17,16 @@ import openvino
 from numpy.typing import NDArray
 from openvino import opset15 as ops
 
-from spanqa.backends.base import chosen_layers
-from spanqa.batches import PADDING, Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, load_weights
-from spanqa.encoder import span_logits
+from spanqa.backends.base import BATCH_TOKENS, Graphs, capture_positions, split_attention
+from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import INT8_GRAPH, Checkpoint
 from spanqa.errors import BackendError, CheckpointError
 
 _COLUMN_MULTIPLE = 16
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
-_INT8_MODEL = "openvino_int8.xml"
+_WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph says what it was made from
+Requests = SimpleQueue[openvino.InferRequest]
 
 
 class OpenVinoOps:
@@ -62,8 +61,11 @@ class OpenVinoOps:
     def merge_heads(self, x: Any) -> Any:
         return ops.reshape(ops.transpose(x, _ints([0, 2, 1, 3])), _ints([0, 0, -1]), True)  # (batch, token, hidden)
 
-    def same_window(self, window_index: Any) -> Any:
-        query, key = ops.unsqueeze(window_index, _ints([1, 3])), ops.unsqueeze(window_index, _ints([1, 2]))
+    def take(self, x: Any, index: Any) -> Any:
+        return ops.gather(x, index, _ints(1), 1)
+
+    def same_window(self, query_window: Any, key_window: Any) -> Any:
+        query, key = ops.unsqueeze(query_window, _ints([1, 3])), ops.unsqueeze(key_window, _ints([1, 2]))
         # Added to the scores: OpenVINO before 2025.3 applies a boolean mask wrongly.
         return ops.select(ops.equal(query, key), _floats(0), _floats(-1e30))  # (batch, 1, query, key)
 
@@ -74,9 +76,6 @@ class OpenVinoOps:
         size = query.get_output_partial_shape(0)[3].get_length()
         scores = ops.multiply(ops.matmul(query, key, False, True), _floats(size**-0.5))
         return ops.softmax(ops.add(scores, mask), -1)  # (batch, head, query, key)
-
-    def mix(self, attention: Any, value: Any) -> Any:
-        return ops.matmul(attention, value, False, False)
 
     def column(self, x: Any, index: int) -> Any:
         return ops.gather(x, _ints(index), _ints(2))
@@ -90,12 +89,16 @@ def _floats(value: float) -> Any:
     return ops.constant(np.array(value, np.float32))
 
 
-def build_graph(checkpoint: Checkpoint, attention_layers: Collection[int] = ()) -> openvino.Model:
-    """Return the encoder as an OpenVINO model: four int32 inputs `[rows, cols]`, outputs start, end, attention by layer."""
+def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> openvino.Model:
+    """Return the encoder as an OpenVINO model: inputs `[rows, cols]` int32, outputs start, end, attention by layer.
+
+    With layers there is a fifth input, the captured queries `[rows, query]`.
+    """
     config = checkpoint.encoder
-    weights = {name: _weight(name, array) for name, array in load_weights(checkpoint)}
-    inputs = [ops.parameter([-1, -1], np.int32, name) for name in Batch.__slots__]
-    start, end, attentions = span_logits(OpenVinoOps(), weights, config, *inputs, attention_layers=attention_layers)
+    weights = {name: _weight(name, array) for name, array in checkpoint.encoder_weights().items()}
+    names = (*Batch.__slots__, "queries") if layers else Batch.__slots__
+    inputs = [ops.parameter([-1, -1], np.int32, name) for name in names]
+    start, end, attentions = checkpoint.family.logits(OpenVinoOps(), weights, config, *inputs, layers=layers)
     return openvino.Model([start, end, *(attentions[layer] for layer in sorted(attentions))], inputs, config.model_type)
 
 
@@ -120,6 +123,8 @@ class OpenVinoBackend:
     """A compiled graph on one OpenVINO device; a second one, with attention, is compiled when it is first asked for."""
 
     name = "openvino"
+    layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 2  # one computes, the next waits in the engine's queue, which needs no Python to begin
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
@@ -133,39 +138,39 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._lock = Lock()
-        self._requests: dict[tuple[int, ...], SimpleQueue[openvino.InferRequest]] = {}
-        self._free_requests(())
+        self._requests = Graphs(self._compile)
+        self._requests.of(None)
 
-    def _free_requests(self, layers: tuple[int, ...]) -> "SimpleQueue[openvino.InferRequest]":
-        with self._lock:
-            if layers not in self._requests:
-                int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
-                graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
-                compiled = _core().compile_model(graph, self.device.upper(), self._settings)
-                requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-                for _ in range(self.batches_at_once):
-                    requests.put(compiled.create_infer_request())
-                # of the graphs that return attention, the last one is kept
-                self._requests = {key: kept for key, kept in self._requests.items() if not key} | {layers: requests}
-            return self._requests[layers]
+    def _compile(self, layers: tuple[int, ...]) -> Requests:
+        int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
+        graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
+        compiled = _core().compile_model(graph, self.device.upper(), self._settings)
+        requests: Requests = SimpleQueue()
+        for _ in range(self.batches_at_once):
+            requests.put(compiled.create_infer_request())
+        return requests
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = chosen_layers(attention, self._checkpoint.encoder.layers)
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
         _, cols = batch.shape
         extra = -cols % _COLUMN_MULTIPLE
         arrays = [
             np.pad(getattr(batch, name), ((0, 0), (0, extra)), constant_values=PADDING if name == "window_index" else 0)
             for name in Batch.__slots__
         ]
-        free = self._free_requests(layers)
+        layers: list[int] = []
+        if capture is not None:
+            positions = capture_positions(batch, capture, self._checkpoint.encoder.layers)
+            layers = sorted(set(capture.layers))
+            arrays += [positions] if layers else []
+        free = self._requests.of(capture)
         request = free.get()
         try:
             request.start_async(arrays, share_inputs=True)
             request.wait()
             start, end, *attentions = (request.get_output_tensor(i).data for i in range(2 + len(layers)))
-            found = {layer: array[:, :, :cols, :cols].copy() for layer, array in zip(layers, attentions, strict=True)}
-            return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), found if attention is not None else None)
+            found = dict(zip(layers, attentions, strict=True))
+            attention = split_attention(batch, capture, found) if capture is not None else None
+            return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), attention)
         finally:
             free.put(request)
 
@@ -192,14 +197,33 @@ def _float(device: str) -> str:
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
+def sign_int8(graph: openvino.Model, checkpoint: Checkpoint) -> None:
+    """Write into an int8 graph which weights it was made from."""
+    graph.set_rt_info(checkpoint.weights.sha256, _WEIGHTS_HASH)
+
+
 def _read_int8(checkpoint: Checkpoint) -> openvino.Model:
-    path = checkpoint.path / _INT8_MODEL
+    """Return the int8 graph that lies beside the weights.
+
+    Raises:
+        BackendError: there is none.
+        CheckpointError: it is damaged, or was made from other weights.
+    """
+    path = checkpoint.path / INT8_GRAPH
     if not path.exists():
         raise BackendError(
             f"{str(checkpoint.path)!r} holds no int8 graph ({path.name}). Make a copy that does with "
             "`spanqa quantize --model MODEL --data DATA --out DIR`, or choose another dtype."
         )
     try:
-        return _core().read_model(path)
+        graph = _core().read_model(path)
+        made_from = graph.get_rt_info(_WEIGHTS_HASH).astype(str) if graph.has_rt_info(_WEIGHTS_HASH) else None
     except RuntimeError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Quantize the model again.") from error
+    if made_from != checkpoint.weights.sha256:
+        told = f"weights with the hash {made_from[:12]}" if made_from else "weights that it does not name"
+        raise CheckpointError(
+            f"{str(path)!r} was made from {told}; those beside it have the hash {checkpoint.weights.sha256[:12]}. "
+            "Quantize the model again."
+        )
+    return graph

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from spanqa.backends.base import Backend
 from spanqa.backends.replicas import Replicas
-from spanqa.batches import BatchLayout
 from spanqa.checkpoint import Checkpoint
-from spanqa.encoder import FAMILIES
 from spanqa.errors import BackendError
 from spanqa.extras import installed, require
+from spanqa.families import FAMILIES
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -42,6 +41,11 @@ class BackendInfo:
         """Whether its packages are installed; nothing is imported."""
         return installed(self.name)
 
+    def can(self, device: str, dtype: str) -> bool:
+        """Whether it can be asked for this device, or several of one kind, and this dtype; either may be "auto"."""
+        kinds = {each.strip().partition(":")[0] for each in device.split(",")}
+        return (dtype == "auto" or dtype in self.dtypes) and (device == "auto" or kinds <= set(self.devices))
+
 
 BACKENDS: dict[str, BackendInfo] = {
     info.name: info
@@ -49,30 +53,47 @@ BACKENDS: dict[str, BackendInfo] = {
         BackendInfo("openvino", ("fp32", "bf16", "fp16", "int8"), ("cpu", "gpu")),
         BackendInfo("torch", ("fp32", "bf16", "fp16"), ("cpu", "cuda", "mps")),
         BackendInfo("onnx", ("fp32", "fp16"), ("cpu", "cuda")),
-        BackendInfo("jax", ("fp32", "bf16"), ("cpu", "gpu", "tpu")),
-        BackendInfo("tensorflow", ("fp32", "bf16"), ("cpu", "gpu")),
+        BackendInfo("jax", ("fp32", "bf16"), ("cpu", "gpu", "cuda", "tpu")),
+        BackendInfo("tensorflow", ("fp32", "bf16"), ("cpu", "gpu", "cuda")),
         BackendInfo("numpy", ("fp32",)),
     )
 }
 """Every backend, in the order in which `auto` tries those that are installed."""
 
 
-def choose_backend(model_type: str) -> tuple[str, str]:
-    """Return what `auto` takes for an architecture, and why.
+def choose_backend(model_type: str, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
+    """Return what `auto` takes for an architecture, a device and a dtype, and why.
 
-    Torch where it is installed and sees a GPU, else OpenVINO, else what is installed; torch also for architectures that
-    only it can run.
+    Among the backends that can do them: torch where it is installed and sees a GPU, else OpenVINO, else what is installed;
+    torch also for architectures that only it can run.
+
+    Raises:
+        BackendError: no installed backend can do them.
     """
     if model_type not in FAMILIES:
         return "torch", f"only torch runs the architecture {model_type!r}"
-    if BACKENDS["torch"].installed and _torch_sees_gpu():
+    there = [info for info in BACKENDS.values() if info.installed]
+    able = [info.name for info in there if info.can(device, dtype)]
+    asked = " and ".join(
+        f"{kind} {value!r}" for kind, value in (("device", device), ("dtype", dtype)) if value != "auto"
+    )
+    if "torch" in able and _torch_sees_gpu() and not device.startswith("cpu"):
         return "torch", "torch is installed and sees a GPU"
-    for info in BACKENDS.values():
-        if info.installed and info.name == "openvino":
-            return info.name, "it comes with spanqa and is the fastest on CPUs"
-        if info.installed:
-            return info.name, "openvino is not installed here"
-    raise AssertionError("numpy is always installed")
+    if able[:1] == ["openvino"]:
+        return "openvino", "it comes with spanqa and is the fastest on CPUs"
+    if able and there[0].name == "openvino":
+        return able[0], f"it is the first installed backend that can do {asked}"
+    if able:
+        return able[0], "openvino is not installed here"
+    lacking = [info.name for info in BACKENDS.values() if info.can(device, dtype)]
+    raise BackendError(
+        f"No installed backend can do {asked}. "
+        + (
+            f"Install one that can: {', '.join(lacking)} (see `spanqa info`)."
+            if lacking
+            else "No backend of spanqa can."
+        )
+    )
 
 
 def _torch_sees_gpu() -> bool:
@@ -97,10 +118,10 @@ def load_backend(
     """
     reason = "it was asked for"
     if name == "auto":
-        name, reason = choose_backend(checkpoint.model_type)
+        _check_dtype(dtype)
+        name, reason = choose_backend(checkpoint.model_type, device, dtype)
     info = _find(name)
-    if dtype not in DTYPES:
-        raise BackendError(f"There is no dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
+    _check_dtype(dtype)
     if dtype != "auto" and dtype not in info.dtypes:
         raise BackendError(f"Backend {name!r} does not compute in {dtype}. It has {', '.join(info.dtypes)}.")
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
@@ -115,13 +136,9 @@ def load_backend(
     return Replicas(replicas), reason
 
 
-def preferred_layout(backend: Backend) -> BatchLayout:
-    """Return how batches for a backend are best laid out.
-
-    Flat where torch has variable-length attention kernels (CUDA, half precision), else padded, sorted by length.
-    """
-    on_gpu = backend.name == "torch" and backend.device.startswith("cuda") and backend.dtype in ("bf16", "fp16")
-    return "flat" if on_gpu else "padded"
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise BackendError(f"There is no dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
 
 
 def _find(name: str) -> BackendInfo:

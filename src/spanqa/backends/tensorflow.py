@@ -13,14 +13,13 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from spanqa.backends.base import chosen_layers, cpu_has_bf16
-from spanqa.batches import Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, load_weights
-from spanqa.encoder import span_logits
+from spanqa.backends.base import BATCH_TOKENS, Graphs, capture_positions, cpu_has_bf16, split_attention
+from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError
 
 _LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
@@ -95,19 +94,20 @@ class TensorFlowOps:
         hidden = x.shape[1] * x.shape[3]
         return tf.reshape(tf.transpose(x, [0, 2, 1, 3]), [tf.shape(x)[0], tf.shape(x)[2], hidden])
 
-    def same_window(self, window_index: Any) -> Any:
-        same = window_index[:, None, :, None] == window_index[:, None, None, :]
+    def take(self, x: Any, index: Any) -> Any:
+        return tf.gather(x, index, axis=1, batch_dims=1)
+
+    def same_window(self, query_window: Any, key_window: Any) -> Any:
+        same = query_window[:, None, :, None] == key_window[:, None, None, :]
         return tf.where(same, 0.0, -1e30)  # (batch, 1, query, key), added to the scores
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
-        return self.mix(self.attention(query, key, mask), value)
+        attention = tf.cast(self.attention(query, key, mask), self._dtype)
+        return tf.cast(tf.matmul(attention, tf.cast(value, self._dtype)), tf.float32)
 
     def attention(self, query: Any, key: Any, mask: Any) -> Any:
         scores = tf.matmul(tf.cast(query, self._dtype), tf.cast(key, self._dtype), transpose_b=True)
         return tf.nn.softmax(tf.cast(scores, tf.float32) * query.shape[-1] ** -0.5 + mask)  # (batch, head, query, key)
-
-    def mix(self, attention: Any, value: Any) -> Any:
-        return tf.cast(tf.matmul(tf.cast(attention, self._dtype), tf.cast(value, self._dtype)), tf.float32)
 
     def column(self, x: Any, index: int) -> Any:
         return x[..., index]
@@ -117,6 +117,8 @@ class TensorFlowBackend:
     """Weights on one TensorFlow device and a graph; one more for each choice of attention layers, when first asked for."""
 
     name = "tensorflow"
+    layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 1
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str) -> None:
@@ -126,29 +128,33 @@ class TensorFlowBackend:
         self._place = "/CPU:0" if device == "cpu" else f"/{device.upper()}"
         with tf.device(self._place):
             self._weights = {}
-            for name, array in load_weights(checkpoint):
+            for name, array in checkpoint.encoder_weights().items():
                 kind = _DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else tf.float32
                 self._weights[name] = tf.identity(tf.constant(array, kind))  # a constant alone keeps the array too
-        self._graphs: dict[tuple[int, ...], Any] = {}
+        self._logits = checkpoint.family.logits
+        self._graphs: Graphs[Any] = Graphs(self._trace)
 
-    def _graph(self, layers: tuple[int, ...]) -> Any:
-        if layers not in self._graphs:
-            ops = TensorFlowOps(_DTYPES[self.dtype])
+    def _trace(self, layers: tuple[int, ...]) -> Any:
+        ops = TensorFlowOps(_DTYPES[self.dtype])
 
-            def run(*inputs: Any) -> Any:
-                return span_logits(ops, self._weights, self._config, *inputs, attention_layers=layers)
+        def run(*inputs: Any) -> Any:
+            return self._logits(ops, self._weights, self._config, *inputs, layers=layers)
 
-            signature = [tf.TensorSpec([None, None], tf.int32)] * len(Batch.__slots__)
-            self._graphs[layers] = tf.function(run, input_signature=signature, autograph=False)
-        return self._graphs[layers]
+        signature = [tf.TensorSpec([None, None], tf.int32)] * (len(Batch.__slots__) + bool(layers))
+        graph = tf.function(run, input_signature=signature, autograph=False)
+        graph.get_concrete_function()
+        return graph
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = chosen_layers(attention, self._config.layers)
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        arrays = [getattr(batch, name) for name in Batch.__slots__]
+        if capture is not None:
+            positions = capture_positions(batch, capture, self._config.layers)
+            arrays += [positions] if capture.layers else []
         with tf.device(self._place):
-            inputs = [tf.constant(getattr(batch, name)) for name in Batch.__slots__]
-            start, end, attentions = self._graph(layers)(*inputs)
-        found = {layer: attentions[layer].numpy() for layer in layers}
-        return SpanLogits(start.numpy(), end.numpy(), found if attention is not None else None)
+            start, end, attentions = self._graphs.of(capture)(*map(tf.constant, arrays))
+        found = {layer: array.numpy() for layer, array in attentions.items()}
+        attention = split_attention(batch, capture, found) if capture is not None else None
+        return SpanLogits(start.numpy(), end.numpy(), attention)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TensorFlowBackend:

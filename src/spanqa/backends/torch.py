@@ -5,7 +5,6 @@ transformers has a question-answering head for (DeBERTa, ModernBERT, ...), one w
 """
 
 import inspect
-from collections.abc import Collection
 from threading import Lock
 from typing import Any
 
@@ -13,82 +12,108 @@ import numpy as np
 import torch
 import transformers
 
+from spanqa import weights
 from spanqa.backends import torch_attention
-from spanqa.backends.base import chosen_layers
-from spanqa.batches import PADDING, Batch, SpanLogits
-from spanqa.checkpoint import Checkpoint, open_weights, verify_weights, weight_files
-from spanqa.encoder import FAMILIES
+from spanqa.backends.base import BATCH_TOKENS, capture_positions, split_attention
+from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
+from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError, CheckpointError, UnsupportedModelError
+from spanqa.families import FAMILIES
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchBackend:
-    """A transformers question-answering model on one device."""
+    """A transformers question-answering model on one device.
+
+    `network` is that model, and `inputs` are the tensors it is called with: what gradients are taken of.
+    """
 
     name = "torch"
+    batch_tokens = BATCH_TOKENS
     batches_at_once = 1
 
-    def __init__(self, model: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
+    def __init__(self, network: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device
         self.dtype = dtype
         self._family = checkpoint.model_type in FAMILIES
-        self._model: Any = model.to(device, _DTYPES[dtype]).eval()
-        self._lock = Lock()  # the attention in use is a setting of the whole model
-        self._usual = self._model.config._attn_implementation
-        self._inputs = set(inspect.signature(model.forward).parameters)
+        self.network: Any = network.to(device, _DTYPES[dtype]).eval()
+        self.layouts = _layouts(self._family, device, dtype)
+        self._lock = Lock()  # the attention in use is a setting of the whole network
+        self._usual = self.network.config._attn_implementation
+        self._parameters = set(inspect.signature(network.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
 
-    def forward(self, batch: Batch, *, attention: Collection[int] | None = None) -> SpanLogits:
-        layers = chosen_layers(attention, self._model.config.num_hidden_layers)
-        flat = attention is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
-        with self._lock:
-            if attention is not None:
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        positions = None
+        if capture is not None:
+            positions = capture_positions(batch, capture, self.network.config.num_hidden_layers)
+        flat = positions is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
+        with self._lock, torch.inference_mode():
+            if positions is not None:
                 self._use("eager")  # the others return no attention, and do not say so
-                output = self._run(batch, output_attentions=True)
+                output = self.network(**self.inputs(batch), output_attentions=True)
             elif flat:
                 self._use(torch_attention.NAME)
-                output = self._run(batch, window_lengths=_window_lengths(batch))
+                output = self.network(**self.inputs(batch), window_lengths=_window_lengths(batch))
             else:
                 self._use(self._usual)
-                output = self._run(batch)
-        found = {layer: _numpy(output.attentions[layer]) for layer in layers} if attention is not None else None
-        return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), found)
+                output = self.network(**self.inputs(batch))
+        attention = None
+        if capture is not None and positions is not None:
+            row = torch.arange(len(positions), device=self.device)[:, None]
+            index = torch.from_numpy(positions).to(self.device, torch.long)
+            picked = {  # (batch, query, head, key) -> (batch, head, query, key)
+                layer: _numpy(output.attentions[layer].transpose(1, 2)[row, index].transpose(1, 2))
+                for layer in capture.layers
+            }
+            attention = split_attention(batch, capture, picked)
+        return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), attention)
 
     def _use(self, attention: str) -> None:
-        if self._model.config._attn_implementation != attention:
-            self._model.set_attn_implementation(attention)
+        if self.network.config._attn_implementation != attention:
+            self.network.set_attn_implementation(attention)
 
-    def _run(self, batch: Batch, **options: Any) -> Any:
-        with torch.inference_mode():
-            return self._model(**self._arguments(batch), **options)
+    def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return the arguments of the network for a batch: `input_ids` and others `[rows, cols]`, and the attention mask.
 
-    def _arguments(self, batch: Batch) -> dict[str, torch.Tensor]:
+        Raises:
+            UnsupportedModelError: the batch is packed, and nothing would keep its windows apart in this architecture.
+        """
+
         def tensor(array: Any) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, torch.long)
 
         arguments = {"input_ids": tensor(batch.input_ids)}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in self._parameters:
             arguments["token_type_ids"] = tensor(batch.token_type_ids)
         packed = batch.window_index.max(initial=0) > 0
         if packed and not self._family:
             raise UnsupportedModelError(
-                f"{type(self._model).__name__} cannot read packed rows: nothing would keep its windows apart. Use padded batches."
+                f"{type(self.network).__name__} cannot read packed rows: nothing would keep its windows apart. Use padded batches."
             )
         if self._family:
             arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
         index = tensor(batch.window_index)
-        if self._model.config._attn_implementation == torch_attention.NAME:
-            return arguments  # it is told the lengths of the windows instead of a mask
+        if self.network.config._attn_implementation == torch_attention.NAME:
+            return arguments  # it is given the lengths of the windows instead of a mask
         if packed:
             apart = index[:, None, :, None] != index[:, None, None, :]  # (row, 1, query, key)
-            dtype = self._model.dtype
+            dtype = self.network.dtype
             arguments["attention_mask"] = torch.zeros(apart.shape, dtype=dtype, device=self.device).masked_fill_(
                 apart, torch.finfo(dtype).min
             )
         else:
             arguments["attention_mask"] = (index != PADDING).long()
         return arguments
+
+
+def _layouts(family: bool, device: str, dtype: str) -> tuple[BatchLayout, ...]:
+    """What a model reads, preferred first: flat rows where torch has variable-length attention kernels, else padded."""
+    if not family:
+        return ("padded",)
+    kernels = device.startswith("cuda") and dtype in ("bf16", "fp16")
+    return ("flat", "padded", "packed") if kernels else ("padded", "packed", "flat")
 
 
 def _window_lengths(batch: Batch) -> list[int]:
@@ -100,46 +125,65 @@ def _numpy(tensor: torch.Tensor) -> Any:
     return tensor.float().cpu().numpy()
 
 
-def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Load the model; transformers would fill missing parameters with random numbers, so both sides check for them."""
-    if checkpoint.model_type in FAMILIES:
-        verify_weights(checkpoint)
-    for path in weight_files(checkpoint.path):
-        open_weights(path)  # a damaged file is ours to tell
+def build_network(
+    checkpoint: Checkpoint, dtype: torch.dtype, *, new_head: bool = False, **changes: Any
+) -> tuple[Any, bool]:
+    """Return transformers' question-answering model with the checkpoint's weights, and whether these had the head.
+
+    transformers would fill missing parameters with random numbers; here they are an error, but for the head where `new_head`
+    allows one. `changes` are to the config. The weights are those of the open files.
+
+    Raises:
+        CheckpointError: parameters are missing, unexpected, of another shape, NaN or infinity.
+        UnsupportedModelError: transformers has no question-answering model of this architecture.
+    """
+    files, where = checkpoint.weights, repr(str(checkpoint.path))
+    if checkpoint.model_type in FAMILIES and not new_head:
+        weights.verify(files, checkpoint.encoder, where)
+    state = {modern: _tensor(files.read(name)) for modern, name in weights.modern_names(files).items()}
     bars = transformers.utils.logging.is_progress_bar_enabled()
     verbosity = transformers.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()  # what it would report, missing and unexpected names, is checked here
     try:
-        model, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            checkpoint.path,
+        config = transformers.CONFIG_MAPPING[checkpoint.model_type].from_dict({**checkpoint.config, **changes})
+        kind = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+        network, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
             dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed in the report, as the missing ones are
         )
     except Exception as error:  # whatever transformers stumbles over in a config it does not know
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} cannot load {str(checkpoint.path)!r} ({checkpoint.model_type!r}) for question "
-            f"answering: {error}"
+            f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for question answering: {error}"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.utils.logging.enable_progress_bar()
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    missing = sorted(map(str, report["missing_keys"]))
+    lacking = [name for name in missing if not (new_head and name.startswith("qa_outputs."))]
+    lacking += sorted(map(str, report["mismatched_keys"]))
+    if lacking:
         raise CheckpointError(
-            f"{str(checkpoint.path)!r} lacks {len(lacking)} parameters, or has them in another shape: {', '.join(lacking[:6])}. "
-            "Is this a checkpoint without a question-answering head?"
-        )
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise CheckpointError(
-                f"{name} in {str(checkpoint.path)!r} holds NaN or infinity. The training diverged or the file is damaged."
+            f"{where} lacks {len(lacking)} parameters, or has them in another shape: {', '.join(lacking[:6])}. "
+            + (
+                "Is it an encoder, and was it saved whole?"
+                if new_head
+                else "Is this a checkpoint without a question-answering head?"
             )
-    return model
+        )
+    return network, not missing
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    """A tensor on the array's memory; NumPy's bfloat16, which torch does not know, by its bits."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TorchBackend:
@@ -158,7 +202,7 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(_read_model(checkpoint, _DTYPES[dtype]), checkpoint, device, dtype)
+    return TorchBackend(build_network(checkpoint, _DTYPES[dtype])[0], checkpoint, device, dtype)
 
 
 def wrap(model: torch.nn.Module, checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchBackend:

@@ -81,7 +81,7 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
         InputError: a file cannot be read, or none holds a text.
     """
     from spanqa.errors import InputError
-    from spanqa.squad import decode_text, read_text
+    from spanqa.files import decode_text, read_text
 
     if not files and sys.stdin.isatty():
         raise typer.BadParameter("name a file to read, or pipe a text in", param_hint="FILE")

@@ -56,7 +56,8 @@ def evaluate(
     """
     from spanqa.evaluate import evaluate as evaluate_reader
     from spanqa.evaluate import score_file
-    from spanqa.squad import read_squad, write_json
+    from spanqa.files import write_json
+    from spanqa.squad import read_squad
 
     if na_probs is not None and predictions is None:
         raise typer.BadParameter("it goes with --predictions", param_hint="--na-probs")

@@ -21,7 +21,6 @@ def info(
     """Show the backends, the model with its settings, and what would be used and why."""
     from spanqa import __version__
     from spanqa.backends.registry import BACKENDS
-    from spanqa.checkpoint import weight_files
     from spanqa.extras import NEEDS, package_version
 
     reader = options.load_reader(
@@ -35,8 +34,8 @@ def info(
         "model": {
             "path": str(checkpoint.path),
             "architecture": checkpoint.model_type,
-            "megabytes": round(sum(path.stat().st_size for path in weight_files(checkpoint.path)) / 1e6, 1),
-            "sha256": checkpoint.sha256,
+            "megabytes": round(checkpoint.weights.bytes / 1e6, 1),
+            "sha256": checkpoint.weights.sha256,
             "max_seq_length": checkpoint.max_seq_length,
         },
         "settings": {

@@ -1,12 +1,13 @@
 """Options that mean the same in every verb, and the reader they ask for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from spanqa.progress import Progress
     from spanqa.reader import Reader
 
 Model = Annotated[str, typer.Option(help="A bundled name, a folder, or a Hugging Face hub id.", show_default=True)]
@@ -56,16 +57,32 @@ def load_reader(
 
 
 @contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far long work has come, on standard error when that is a terminal; yields a function of the number done."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
+    """Show how far long work has come, on standard error when that is a terminal.
 
-    console = Console(stderr=True)
+    Elsewhere nothing is shown, or, with `lines`, a line for each new note.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from spanqa.progress import silent
+
+    console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        yield lambda done: None
+
+        def line(done: int, total: int, note: str = "") -> None:
+            if note:
+                console.print(f"{what} {done:,} of {total:,}: {note}", markup=False)
+
+        yield line if lines else silent
         return
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+    columns = (*Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: int, total: int, note: str = "") -> None:
+            changes = {"description": f"{what} {note}"} if note else {}
+            bar.update(task, completed=done, total=total, **changes)
+
+        yield update

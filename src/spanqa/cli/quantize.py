@@ -25,7 +25,6 @@ def quantize(
 
     from rich.console import Console
 
-    from spanqa.evaluate import score
     from spanqa.evaluate.record import describe_file
     from spanqa.quantize import quantize as quantize_model
     from spanqa.squad import read_squad
@@ -38,7 +37,6 @@ def quantize(
             model,
             examples,
             out,
-            score=score,
             data_sha256=describe_file(data)["sha256"],
             revision=revision,
             calibration_questions=calibration_questions,

@@ -133,7 +133,7 @@ def train(
         return
     notes = {
         "base": str(model) if not Path(model).exists() else Path(model).name,
-        "base_sha256": checkpoint.sha256,
+        "base_sha256": checkpoint.weights.sha256,
         "data": [describe_file(path) for path in [*data, *([dev] if dev else [])] if path.is_file()],
         "train_questions": len(examples),
         "dev_questions": len(measured),

@@ -23,8 +23,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa.batches import WindowLogits
 from spanqa.errors import InputError
-from spanqa.spans import IMPOSSIBLE, WindowLogits, forbid_blank, span_band
+from spanqa.spans import IMPOSSIBLE, forbid_blank, span_band
 from spanqa.tokens import Passage
 
 Rule = Literal["squad_v1", "squad_v2"]

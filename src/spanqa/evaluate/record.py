@@ -37,7 +37,7 @@ def describe_reader(reader: Reader) -> dict[str, Any]:
     """Return what a reader computes with: model, backend, device, dtype, windows, calibration."""
     checkpoint, backend = reader.checkpoint, reader.backend
     return {
-        "model": {"name": _model_name(checkpoint.path), "sha256": checkpoint.sha256},
+        "model": {"name": _model_name(checkpoint.path), "sha256": checkpoint.weights.sha256},
         "backend": backend.name,
         "device": backend.device,
         "dtype": backend.dtype,

@@ -10,11 +10,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spanqa.answers import Score
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import (
     Missing,
@@ -27,8 +26,9 @@ from spanqa.evaluate.metrics import (
 )
 from spanqa.evaluate.official import Decision, OfficialSettings, Rule, official_answer
 from spanqa.evaluate.record import describe_file, describe_reader, describe_run, finite, reader_packages
+from spanqa.files import read_json
 from spanqa.reader import Reader, Reading
-from spanqa.squad import Example, JsonObjectWriter, read_json
+from spanqa.squad import Example, JsonObjectWriter
 
 File = str | os.PathLike[str]
 
@@ -97,6 +97,14 @@ def evaluate(
     return {"metrics": summarize(by_rule), "reader": _of_reader(by_reader, threshold), "settings": settings}
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
+
+    f1: float
+    no_answer_threshold: float | None
+
+
 def score(reader: Reader, examples: Sequence[Example]) -> Score:
     """Return F1 at the threshold that is best on these examples, and that threshold.
 
@@ -152,8 +160,8 @@ def read_all(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[Exam
     try:
         for reading in reader.forward(questions()):
             yield taken.popleft(), reading
-    except InputError as error:  # questions are checked as they are taken, so it is the last
-        raise type(error)(f"Question id {taken[-1].id!r}: {error}") from None
+    except InputError as error:  # the first that was not answered
+        raise type(error)(f"Question id {taken[0].id!r}: {error}") from None
 
 
 def _of_reader(scores: Sequence[QuestionScore], threshold: float) -> dict[str, Any]:

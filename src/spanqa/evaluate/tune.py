@@ -8,25 +8,23 @@ are a logistic regression of "there is no answer" on M* (Platt 1999); the temper
 best place among questions that have an answer (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 """
 
-import json
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.answers import Belief, Calibration, log_sum_exp, margins
-from spanqa.checkpoint import FORMAT, Checkpoint
+from spanqa.answers import margins
+from spanqa.calibration import Calibration, Probabilities, log_sum_exp
+from spanqa.checkpoint import Checkpoint, write_settings
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import QuestionScore, best_threshold, score_question
 from spanqa.evaluate.run import read_all
 from spanqa.reader import Reader
 from spanqa.spans import distinct_spans
-from spanqa.squad import Example, write_json
+from spanqa.squad import Example
 
 Criterion = Literal["f1", "exact", "precision"]
 
@@ -97,7 +95,7 @@ def gather(reader: Reader, examples: Sequence[Example], progress: Callable[[int]
         f1.append(found.f1)
         exact.append(found.exact)
         answerable.append(bool(example.answers))
-        shares.append([log_sum_exp(taken / each) - log_sum_exp(legal / each) for each in TEMPERATURES])
+        shares.append([log_sum_exp(taken, each) - log_sum_exp(legal, each) for each in TEMPERATURES])
         if progress:
             progress(done)
     return Evidence(np.array(best), np.array(f1), np.array(exact), np.array(answerable), np.array(shares))
@@ -142,9 +140,9 @@ def outcomes(
     column = int(np.argmin(np.abs(TEMPERATURES - calibration.temperature)))
     probabilities = []
     for best, share in zip(evidence.best, evidence.log_share[:, column], strict=True):
-        belief = Belief(float(best), 0.0, calibration)
+        probabilities_of = Probabilities(float(best), 0.0, calibration)
         answered = best >= threshold
-        probabilities.append(belief.probability(float(share)) if answered else belief.no_answer_probability)
+        probabilities.append(probabilities_of.of_answer(float(share)) if answered else probabilities_of.of_no_answer)
     right = np.where(evidence.best >= threshold, evidence.answerable & (evidence.f1 >= RIGHT), ~evidence.answerable)
     return np.array(probabilities), right
 
@@ -168,19 +166,11 @@ def store(checkpoint: Checkpoint, tuned: Tuned) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    settings: dict[str, Any] = json.loads(json.dumps(dict(checkpoint.settings))) | {"format": FORMAT}
+    settings = dict(checkpoint.settings)
     if tuned.no_answer_threshold is not None:
         settings["answers"] = (settings.get("answers") or {}) | {"no_answer_threshold": tuned.no_answer_threshold}
     settings["calibration"] = asdict(tuned.calibration)
-    path = checkpoint.path / "spanqa.json"
-    try:
-        with tempfile.TemporaryDirectory(dir=checkpoint.path) as temporary:
-            write_json(Path(temporary) / path.name, settings)
-            (Path(temporary) / path.name).replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{str(path)!r} cannot be written: {error.strerror}. Copy the model to a folder of yours."
-        ) from None
+    write_settings(checkpoint.path, settings)
 
 
 def _threshold_for(evidence: Evidence, precision: float) -> tuple[float, float]:

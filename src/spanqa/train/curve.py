@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.errors import InputError
-from spanqa.squad import Example, write_json
+from spanqa.files import write_json
+from spanqa.squad import Example
 from spanqa.train.finetune import train
 from spanqa.train.measure import Scorer
 from spanqa.train.settings import TrainSettings

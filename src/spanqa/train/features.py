@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from spanqa.batches import PADDING, BatchLayout, pack, pack_rows
+from spanqa.errors import InputError
 from spanqa.squad import Example
 from spanqa.tokens import Tokenizer, Tokens
-from spanqa.windows import Window, WindowSettings, make_windows
+from spanqa.windows import Window, WindowSettings, cut
 
 NO_ANSWER = (0,)
 """The target of a window without the answer: its first token, [CLS]."""
@@ -83,20 +84,21 @@ def make_features(
     draw = random.Random(seed)
     report = FeatureReport()
     made: list[TrainingWindow] = []
-    limit = settings.max_question_tokens or (settings.max_seq_length - tokenizer.layout.special_tokens) // 2
     for example in examples:
-        question = tokenizer.encode(example.question)
-        passage = tokenizer.encode_passage(example.passage)
-        if not 0 < len(question) <= limit:
+        prepared = tokenizer.prepare(example.passage)
+        try:
+            (windows,) = cut(example.question, [prepared], tokenizer, settings)
+        except InputError:
             report.lost_questions += 1
             continue
+        passage = prepared.tokens
         spans = [answer_tokens(passage, gold.start, gold.start + len(gold.text)) for gold in example.answers]
         spans = [(first, last) for first, last in spans if first <= last]
         if example.answers and not spans:
             report.lost_questions += 1
             continue
         right, empty = [], []
-        for window in make_windows(question, passage, tokenizer.layout, settings):
+        for window in windows:
             shift = window.passage_start - window.first
             inside = [span for span in spans if window.first <= span[0] and span[1] < window.stop]
             if inside:

@@ -10,7 +10,6 @@ what would be delivered, and the safety of the work.
 It does not score: that is a function it is given. What it needs: pip install 'spanqa[train]'.
 """
 
-import json
 import os
 import shutil
 import time
@@ -27,14 +26,15 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from spanqa.answers import AnswerSettings
-from spanqa.backends.torch import auto_dtype
+from spanqa.backends.torch import auto_dtype, build_network
 from spanqa.backends.torch_dropout import use_byte_dropout
 from spanqa.batches import BatchLayout
-from spanqa.checkpoint import Checkpoint, open_checkpoint
-from spanqa.encoder import FAMILIES
-from spanqa.errors import BackendError, CheckpointError, InputError, InterruptedTrainingError
+from spanqa.checkpoint import Checkpoint, open_checkpoint, read_settings, write_settings
+from spanqa.errors import BackendError, InputError, InterruptedTrainingError
+from spanqa.families import FAMILIES
+from spanqa.files import write_json
 from spanqa.reader import stored_settings
-from spanqa.squad import Example, write_json
+from spanqa.squad import Example
 from spanqa.train.features import FeatureReport, make_features
 from spanqa.train.loop import Progress, TrainingLoop, stops_at_signals
 from spanqa.train.measure import Candidates, Scorer, read_best
@@ -200,34 +200,10 @@ def _check_space(network: torch.nn.Module, parent: Path) -> None:
 
 def _network(base: Checkpoint, dropout: float | None) -> tuple[Any, bool]:
     """The base as a question-answering model in float32, and whether it had the head, which is new where it had not."""
-    changes: dict[str, float] = {}
-    if dropout is not None:
-        changes = {name: dropout for name in DROPOUTS if name in base.config}
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        network, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            base.path,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **changes,
-        )
-    except Exception as error:  # whatever transformers stumbles over
-        raise CheckpointError(
-            f"transformers {transformers.__version__} cannot load {str(base.path)!r} for question answering: {error}"
-        ) from error
-    finally:
-        transformers.logging.set_verbosity(level)
-    lacking = [name for name in report["missing_keys"] if not name.startswith("qa_outputs.")]
-    if lacking:
-        raise CheckpointError(
-            f"{str(base.path)!r} lacks {len(lacking)} parameters beside the head, such as {sorted(lacking)[0]}. "
-            "Is it an encoder, and was it saved whole?"
-        )
+    changes = {} if dropout is None else {name: dropout for name in DROPOUTS if name in base.config}
+    network, has_head = build_network(base, torch.float32, new_head=True, **changes)
     use_byte_dropout(network)
-    return network, not report["missing_keys"]
+    return network, has_head
 
 
 def _arguments(settings: TrainSettings, work: Path) -> TrainingArguments:
@@ -273,8 +249,7 @@ def _deliver(
     work: Path, out: Path, notes: dict[str, Any], done: Trained, card: Callable[[Trained], str] | None
 ) -> None:
     folder = work / f"best-{done.best_step}"
-    settings = json.loads((folder / "spanqa.json").read_text("utf-8"))
-    write_json(folder / "spanqa.json", {**settings, "training": notes})
+    write_settings(folder, {**read_settings(folder), "training": notes})
     (folder / "training").mkdir(exist_ok=True)
     write_json(folder / "training" / "log.json", done.history)
     if (work / "logs").is_dir():

@@ -12,10 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from spanqa.answers import AnswerSettings, Score
-from spanqa.checkpoint import FORMAT, Checkpoint
+from spanqa.answers import AnswerSettings
+from spanqa.checkpoint import Checkpoint, write_settings
+from spanqa.evaluate.run import Score
+from spanqa.files import write_json
 from spanqa.reader import Reader
-from spanqa.squad import Example, write_json
+from spanqa.squad import Example
+from spanqa.tokens import TOKENIZER_FILES
 from spanqa.train.settings import DROPOUTS
 from spanqa.windows import WindowSettings
 
@@ -70,14 +73,14 @@ class Candidates:
             if name in self._base.config:
                 setattr(network.config, name, self._base.config[name])  # what this training chose is not the model's
         network.save_pretrained(folder)
-        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        for name in TOKENIZER_FILES:
             if (self._base.path / name).exists():
                 shutil.copyfile(self._base.path / name, folder / name)
         self._write_settings(folder)
 
     def _write_settings(self, folder: Path) -> None:
-        settings = {"format": FORMAT, "windows": asdict(self._windows), "answers": asdict(self._answers)}
-        write_json(folder / "spanqa.json", {**settings, "calibration": None})
+        settings = {"windows": asdict(self._windows), "answers": asdict(self._answers), "calibration": None}
+        write_settings(folder, settings)
 
 
 def read_best(work: Path) -> dict[str, Any] | None:

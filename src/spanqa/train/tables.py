@@ -18,7 +18,8 @@ from typing import Any
 
 from spanqa.errors import DatasetError
 from spanqa.extras import require
-from spanqa.squad import read_squad, read_text
+from spanqa.files import read_text
+from spanqa.squad import read_squad
 from spanqa.train.labels import Label, Labelled, as_labelled
 
 _NAMES = {

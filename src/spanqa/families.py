@@ -1,0 +1,162 @@
+"""The encoder families: for each, Hugging Face's parameter names and config keys, and the function that computes it.
+
+A family is one record. Its members differ only in data, so a checkpoint of any of them becomes an `EncoderConfig` and
+parameters under our own names. Two of our names may have one stored name: a tensor shared by several layers is stored once.
+
+Source: the configuration and modeling files of transformers, one folder a model type.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spanqa.encoder import ACTIVATIONS, EncoderConfig, span_logits, weight_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How checkpoints of a model type are read and computed.
+
+    `prefix` and `names`: what stored parameters are called. `config`: the contents of config.json -> `EncoderConfig`. `shapes`:
+    that config -> every parameter, by our names, with its shape. `logits`: the function that computes the encoder, with the
+    signature of `spanqa.encoder.span_logits`.
+    """
+
+    prefix: str
+    names: Mapping[str, str]
+    config: Callable[[Mapping[str, Any]], EncoderConfig]
+    shapes: Callable[[EncoderConfig], dict[str, tuple[int, ...]]] = weight_shapes
+    logits: Callable[..., Any] = span_logits
+
+    def stored_name(self, name: str) -> str:
+        """Return the name that a checkpoint of the family gives to our parameter.
+
+        >>> FAMILIES["bert"].stored_name("layer.3.query.weight")
+        'bert.encoder.layer.3.attention.self.query.weight'
+        """
+        if name in self.names:
+            return self.prefix + self.names[name]
+        part, _, kind = name.rpartition(".")
+        if part == "qa":
+            return f"qa_outputs.{kind}"
+        if part in self.names:
+            return f"{self.prefix}{self.names[part]}.{kind}"
+        _, index, piece = part.split(".")
+        return f"{self.prefix}{self.names['layer']}.{index}.{self.names[piece]}.{kind}"
+
+
+# Parameter names in transformers' checkpoints: our part -> theirs, below the family's prefix. The head is "qa_outputs" in all.
+_BERT_NAMES: Mapping[str, str] = {
+    "embeddings.word": "embeddings.word_embeddings.weight",
+    "embeddings.position": "embeddings.position_embeddings.weight",
+    "embeddings.token_type": "embeddings.token_type_embeddings.weight",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "embeddings.projection": "embeddings_project",
+    "layer": "encoder.layer",
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+_DISTILBERT_NAMES: Mapping[str, str] = {
+    "embeddings.word": "embeddings.word_embeddings.weight",
+    "embeddings.position": "embeddings.position_embeddings.weight",
+    "embeddings.norm": "embeddings.LayerNorm",
+    "layer": "transformer.layer",
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attention_output": "attention.out_lin",
+    "attention_norm": "sa_layer_norm",
+    "intermediate": "ffn.lin1",
+    "output": "ffn.lin2",
+    "output_norm": "output_layer_norm",
+}
+
+
+def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
+    """Read a config with BERT's keys; `known` are the fields that the family reads itself."""
+    refused = {
+        "position_embedding_type": ("absolute", None),
+        "is_decoder": (False, None),
+        "add_cross_attention": (False, None),
+        "pruned_heads": ({}, None),
+    }
+    for name, accepted in refused.items():
+        if config.get(name) not in accepted:
+            raise ValueError(f"{name} is {config[name]!r}; expected {accepted[0]!r}")
+    keys = {
+        "hidden_size": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+    }
+    numbers = {field: int(known.pop(field) if field in known else config[key]) for field, key in keys.items()}
+    activation = known.pop("activation", config.get("hidden_act", "gelu"))
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is {activation!r}; expected one of {', '.join(sorted(ACTIVATIONS))}")
+    hidden, heads = numbers["hidden_size"], numbers["heads"]
+    if heads < 1 or hidden % heads:
+        raise ValueError(f"the hidden size {hidden} is no multiple of the {heads} attention heads")
+    offset = known.pop("position_offset", 0)
+    eps = float(known.pop("layer_norm_eps", config.get("layer_norm_eps", 1e-12)))
+    token_types = int(known.pop("token_types", config.get("type_vocab_size", 2)))
+    embedding_size = int(known.pop("embedding_size", hidden))
+    assert not known, known
+    return EncoderConfig(
+        model_type=config["model_type"],
+        vocab_size=int(config["vocab_size"]),
+        activation=ACTIVATIONS[activation],
+        layer_norm_eps=eps,
+        max_seq_length=int(config["max_position_embeddings"]) - offset,
+        position_offset=offset,
+        token_types=token_types,
+        embedding_size=embedding_size,
+        **numbers,
+    )
+
+
+def _roberta(config: Mapping[str, Any]) -> EncoderConfig:
+    return _config(config, position_offset=int(config.get("pad_token_id", 1)) + 1)
+
+
+def _electra(config: Mapping[str, Any]) -> EncoderConfig:
+    return _config(config, embedding_size=config.get("embedding_size", config["hidden_size"]))
+
+
+def _distilbert(config: Mapping[str, Any]) -> EncoderConfig:
+    return _config(
+        config,
+        hidden_size=config["dim"],
+        layers=config["n_layers"],
+        heads=config["n_heads"],
+        intermediate_size=config["hidden_dim"],
+        activation=config.get("activation", "gelu"),
+        layer_norm_eps=1e-12,
+        token_types=0,
+    )
+
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": Family("bert.", _BERT_NAMES, _config),
+    "roberta": Family("roberta.", _BERT_NAMES, _roberta),
+    "xlm-roberta": Family("roberta.", _BERT_NAMES, _roberta),
+    "camembert": Family("roberta.", _BERT_NAMES, _roberta),
+    "electra": Family("electra.", _BERT_NAMES, _electra),
+    "distilbert": Family("distilbert.", _DISTILBERT_NAMES, _distilbert),
+}
+"""model_type of config.json -> its family."""
+
+
+def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
+    """Read what the encoder needs from the contents of a `config.json` of one of the `FAMILIES`.
+
+    Raises:
+        KeyError: a number is missing; its name is the argument.
+        ValueError: a setting that this encoder does not have; the message names it.
+    """
+    return FAMILIES[config["model_type"]].config(config)

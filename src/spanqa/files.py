@@ -1,0 +1,127 @@
+"""Files: text and JSON in, whole files out.
+
+What is written appears under its name only when it is complete; a run that fails leaves the file of that name as it was.
+"""
+
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from spanqa.errors import CheckpointError, DatasetError
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a UTF-8 file, gzip'd or not; a leading byte order mark is dropped, line ends are kept.
+
+    Raises:
+        DatasetError: the file is missing, a folder, unreadable, binary, or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except FileNotFoundError:
+        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.") from None
+    except IsADirectoryError:
+        raise DatasetError(f"{str(path)!r} is a folder, not a file. Name the files in it.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a name that no file can have
+        raise DatasetError(f"{str(path)!r} cannot be read: {error}.") from None
+    return decode_text(data, repr(str(path)))
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Return bytes as the UTF-8 text they are; a leading byte order mark is dropped. `name` is for the message.
+
+    Raises:
+        DatasetError: they are binary, or not UTF-8.
+    """
+    if b"\x00" in data:
+        raise DatasetError(
+            f"{name} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
+            "Convert it first, for example: iconv -f latin1 -t utf-8 OLD > NEW"
+        ) from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file, gzip'd or not.
+
+    Raises:
+        DatasetError: as `read_text`, or the file is not JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(
+            f"{str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
+        raise DatasetError(f"{str(path)!r} is not JSON that can be read: {error}.") from None
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
+    """Open a text file for writing that gets its name, and replaces the old file, at the end of the `with` block.
+
+    Until then it has a name of its own, so that two writers never share one. Left by an exception, it is removed.
+    """
+    path = Path(path)
+    umask = os.umask(0)
+    os.umask(umask)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123 - an open handle, not a path
+            yield file
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file whole."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a JSON file whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the object that a JSON file of a model folder holds; `hint` ends the message when the file is missing.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not JSON, or holds no object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{str(path.parent)!r} holds no {path.name}. {hint}".strip()) from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or numbers or nesting beyond Python's limits
+        raise CheckpointError(f"{str(path)!r} is not JSON: {error}.") from None
+    except OSError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{str(path)!r} should hold a JSON object.")
+    return value

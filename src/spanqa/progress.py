@@ -1,0 +1,14 @@
+"""How long work reports its progress: one protocol for all of it, drawn by whoever gave it."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called after each piece of work."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Report that `done` of `total` pieces are done; `note` says what is going on, or what was just measured."""
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
