@@ -165,7 +165,7 @@ def rank_spans(
     kept: list[tuple[float, int, NDArray[np.float32]]] = []  # the top_k spans lie in the top_k passages
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
         band = margins(passage, windows, settings.max_answer_tokens)
-        best = float(band.max(initial=-np.inf))
+        best = band.item(band.argmax()) if band.size else -math.inf
         masses.append(log_sum_exp(band, calibration.temperature, best))
         if best > -math.inf:
             heapq.heappush(kept, (best, -index, band))

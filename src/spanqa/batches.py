@@ -174,20 +174,19 @@ def pack(rows: Sequence[Sequence[Window]], cols: int | None = None) -> Batch:
 
 
 def _write(window: Window, ids: NDArray[np.int32], types: NDArray[np.int32]) -> None:
-    layout, at = window.template, 0
-    for piece, kind in (
-        (layout.before, None),
-        (window.question.ids, layout.question_type),
-        (layout.between, None),
-        (window.passage.ids[window.first : window.stop], layout.passage_type),
-        (layout.after, None),
-    ):
-        place = slice(at, at + len(piece))
-        if kind is None:
-            ids[place], types[place] = [token for token, _ in piece], [kind for _, kind in piece]
-        else:
-            ids[place], types[place] = piece, kind
-        at = place.stop
+    template = window.template
+    passage = window.passage_start
+    question, between, after = (
+        len(template.before),
+        passage - len(template.between),
+        passage + window.stop - window.first,
+    )
+    for array, (first, second, third) in ((ids, template.special_ids), (types, template.special_types)):
+        array[:question], array[between:passage], array[after:] = first, second, third
+    ids[question:between] = window.question.ids
+    ids[passage:after] = window.passage.ids[window.first : window.stop]
+    types[question:between] = template.question_type
+    types[passage:after] = template.passage_type
 
 
 def alike(length: int, longest: int) -> bool:

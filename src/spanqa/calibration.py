@@ -10,6 +10,7 @@ M(p) is the margin of a span over "no answer", M* the largest margin. With a = 0
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Calibration:
             raise InputError(f"The calibration {self} is not usable: a must be finite, b and temperature above 0.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Probabilities:
     """The probabilities of one question's answers.
 
@@ -46,7 +47,7 @@ class Probabilities:
     log_mass: float
     calibration: Calibration
 
-    @property
+    @cached_property
     def of_no_answer(self) -> float:
         """The probability that no span is the answer."""
         x = self.calibration.a - self.calibration.b * self.best
@@ -67,5 +68,6 @@ def log_sum_exp(values: NDArray[Any], temperature: float = 1.0, largest: float |
         return top
     shifted = values - top
     if temperature != 1:
-        shifted /= temperature
-    return top / temperature + math.log(float(np.exp(shifted, out=shifted).sum(dtype=np.float64)))
+        shifted *= 1 / temperature
+    np.exp(shifted, out=shifted)
+    return top / temperature + math.log(float(np.add.reduce(shifted, None, np.float64)))

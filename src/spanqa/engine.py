@@ -187,6 +187,8 @@ class _Work:
             return request.future
         with self._changed:
             self._wait_for_space(request, wait)
+            if request.over:
+                return request.future
             if self.closed:
                 raise ClosedError("The reader was closed. Load it again.")
             idle = not self._requests and self._running == 0
@@ -234,7 +236,7 @@ class _Work:
             )
         timeout = None if request.deadline is None else max(0.0, request.deadline - time.monotonic())
         if not self._changed.wait_for(fits, timeout):
-            raise DeadlineError("The deadline passed while the queue was full.")
+            request.fail(DeadlineError("The deadline passed while the queue was full."))
 
     def _start_workers(self, pieces: int) -> None:
         while len(self._threads) < self.backend.batches_at_once and pieces > 0:

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 
 from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
 from spanqa.backends.base import Backend
-from spanqa.backends.registry import load_backend
+from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.batches import BatchLayout, WindowLogits
 from spanqa.calibration import Calibration
 from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
@@ -124,7 +124,8 @@ class Reader:
             return load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
 
         chosen, reason = load()
-        reader = cls(checkpoint, chosen, reason, layout, rebuild=lambda: load()[0])
+        rebuild = (lambda: load()[0]) if BACKENDS[chosen.name].after_fork else None
+        reader = cls(checkpoint, chosen, reason, layout, rebuild=rebuild)
         reader._source = (os.fspath(model), backend, device, dtype, revision, threads, layout)
         return reader
 

@@ -9,6 +9,7 @@ It knows no text and no threshold: that is `spanqa.answers`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +36,8 @@ def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_t
         >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2).tolist()
         [[11.0, 21.0], [22.0, 32.0], [33.0, -inf]]
     """
-    ends = np.full(len(end) + max_answer_tokens, IMPOSSIBLE, np.float32)
-    ends[: len(end)] = end
+    ends = np.empty(len(end) + max_answer_tokens, np.float32)
+    ends[: len(end)], ends[len(end) :] = end, IMPOSSIBLE
     sliding: NDArray[np.float32] = np.ndarray((len(end), max_answer_tokens), np.float32, ends, strides=2 * ends.strides)
     return start[:, None] + sliding
 
@@ -86,11 +87,20 @@ def overlapping(
     shape: tuple[int, ...], offsets: NDArray[np.int32], first: int, last: int
 ) -> tuple[slice, NDArray[np.bool_]]:
     """Return which spans of a band share a character with tokens `first` to `last`: a slice of its rows, and a mask of these."""
-    low = int(np.searchsorted(offsets[:, 1], offsets[first, 0], side="right"))  # first token that reaches into them
-    high = int(np.searchsorted(offsets[:, 0], offsets[last, 1], side="left"))  # first token that starts behind them
-    rows = slice(max(0, low - shape[1] + 1), high)
-    last_token = np.arange(rows.start, rows.stop)[:, None] + np.arange(shape[1])
-    return rows, last_token >= low
+    low, high = first, last + 1  # the first token that reaches into them, and the first that starts behind them
+    if first > 0 and offsets[first - 1, 1] > offsets[first, 0]:
+        low = int(np.searchsorted(offsets[:, 1], offsets[first, 0], side="right"))
+    if high < len(offsets) and offsets[high, 0] < offsets[last, 1]:
+        high = int(np.searchsorted(offsets[:, 0], offsets[last, 1], side="left"))
+    start = max(0, low - shape[1] + 1)
+    rows = 1 << max(6, (high - start).bit_length())  # few sizes to remember
+    return slice(start, high), _last_tokens(rows, shape[1])[: high - start] >= low - start
+
+
+@lru_cache(maxsize=16)
+def _last_tokens(rows: int, length: int) -> NDArray[np.int32]:
+    """Return the last token of the span in each row and column of a band, counted from its first row: `[row, length]`."""
+    return (np.arange(rows)[:, None] + np.arange(length)).astype(np.int32)
 
 
 def forbid_blank(band: NDArray[np.float32], offsets: NDArray[np.int32]) -> None:

@@ -134,7 +134,7 @@ class Passage:
         return Passage, (self.text, self.tokens, self.source, tokenizer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Template:
     """The special tokens of a window, as (id, token type) pairs: `before` question `between` passage `after`.
 
@@ -150,16 +150,29 @@ class Template:
     question_type: int
     passage_type: int
 
-    @property
+    @cached_property
     def special_tokens(self) -> int:
         """How many tokens of a window are neither question nor passage."""
         return len(self.before) + len(self.between) + len(self.after)
 
+    @cached_property
+    def special_ids(self) -> tuple[NDArray[np.int32], ...]:
+        """The ids of `before`, `between` and `after`."""
+        return tuple(np.array([token for token, _ in part], np.int32) for part in self._parts)
+
+    @cached_property
+    def special_types(self) -> tuple[NDArray[np.int32], ...]:
+        """The token types of `before`, `between` and `after`."""
+        return tuple(np.array([kind for _, kind in part], np.int32) for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        return self.before, self.between, self.after
+
     @property
     def highest_type(self) -> int:
         """The highest token type."""
-        special = (kind for _, kind in (*self.before, *self.between, *self.after))
-        return max(self.question_type, self.passage_type, *special)
+        return max(self.question_type, self.passage_type, *(kind for part in self._parts for _, kind in part))
 
 
 class Tokenizer:

@@ -7,6 +7,9 @@ processors that have it, unless fp32 is asked for; columns are padded to a multi
 the same whatever it shares a batch with.
 """
 
+import ctypes
+import os
+import weakref
 from collections.abc import Collection
 from functools import cache
 from queue import SimpleQueue
@@ -113,6 +116,23 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
+_LIVE: "weakref.WeakSet[openvino.InferRequest]" = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """Keep OpenVINO's objects from being destroyed in a forked child, which would hang as it ends.
+
+    Destroying them waits for OpenVINO's threads, which a child does not have. One reference more, never given back, prevents it.
+    """
+    for kept in [*_LIVE, *([_core()] if _core.cache_info().currsize else [])]:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    _LIVE.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
+
+
 def _weight(name: str, array: NDArray[Any]) -> Any:
     constant = ops.constant(array, shared_memory=True)
     constant.set_friendly_name(name)
@@ -147,7 +167,9 @@ class OpenVinoBackend:
         compiled = _core().compile_model(graph, self.device.upper(), self._settings)
         requests: Requests = SimpleQueue()
         for _ in range(self.batches_at_once):
-            requests.put(compiled.create_infer_request())
+            request = compiled.create_infer_request()
+            _LIVE.add(request)
+            requests.put(request)
         return requests
 
     def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:

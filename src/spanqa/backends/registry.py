@@ -23,13 +23,15 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 class BackendInfo:
     """What is known of a backend without loading it.
 
-    `dtypes` and `devices` are those it can be asked for, where the machine has them. The packages it needs are listed in
-    `spanqa.extras.NEEDS`, under its name.
+    `dtypes` and `devices` are those it can be asked for, where the machine has them. `after_fork`: whether it can be loaded
+    again in a process that was forked after its library had computed; torch crashes there, JAX and TensorFlow hang. The packages
+    it needs are listed in `spanqa.extras.NEEDS`, under its name.
     """
 
     name: str
     dtypes: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
+    after_fork: bool = False
 
     @property
     def architectures(self) -> str:
@@ -50,12 +52,12 @@ class BackendInfo:
 BACKENDS: dict[str, BackendInfo] = {
     info.name: info
     for info in (
-        BackendInfo("openvino", ("fp32", "bf16", "fp16", "int8"), ("cpu", "gpu")),
+        BackendInfo("openvino", ("fp32", "bf16", "fp16", "int8"), ("cpu", "gpu"), after_fork=True),
         BackendInfo("torch", ("fp32", "bf16", "fp16"), ("cpu", "cuda", "mps")),
-        BackendInfo("onnx", ("fp32", "fp16"), ("cpu", "cuda")),
+        BackendInfo("onnx", ("fp32", "fp16"), ("cpu", "cuda"), after_fork=True),
         BackendInfo("jax", ("fp32", "bf16"), ("cpu", "gpu", "cuda", "tpu")),
         BackendInfo("tensorflow", ("fp32", "bf16"), ("cpu", "gpu", "cuda")),
-        BackendInfo("numpy", ("fp32",)),
+        BackendInfo("numpy", ("fp32",), after_fork=True),
     )
 }
 """Every backend, in the order in which `auto` tries those that are installed."""
