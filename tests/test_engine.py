@@ -290,7 +290,9 @@ def test_logits_that_are_no_numbers_fail_the_request_that_has_them() -> None:
         held(backend, engine)
         good, bad = engine.submit([window(20, 3)]), engine.submit([window(20, 999)])
         backend.gate.set()
-        with pytest.raises(BackendError, match="'echo' gave NaN or infinity for logits, computing in fp32: .* damaged"):
+        with pytest.raises(
+            BackendError, match=r"'echo' gave NaN or infinity for logits, computing in fp32: .* damaged"
+        ):
             bad.result(30)
         assert good.result(30)[0].start[0] == 3
     assert [3, 999] in backend.began or [999, 3] in backend.began, "they shared a batch"

@@ -1,15 +1,18 @@
 import json
 import math
 import os
+import pickle
 import random
 import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,10 @@ from spanqa.answers import Answer, AnswerSettings
 from spanqa.backends.base import BATCH_TOKENS
 from spanqa.backends.registry import BACKENDS
 from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
+from spanqa.calibration import Calibration
 from spanqa.checkpoint import find, open_checkpoint
 from spanqa.encoder import weight_shapes
-from spanqa.errors import BackendError, CheckpointError, InputError, QuestionTooLongError
+from spanqa.errors import BackendError, CheckpointError, ClosedError, InputError, QuestionTooLongError
 from spanqa.families import FAMILIES as RECORDS
 from spanqa.families import encoder_config
 from spanqa.reader import Reader
@@ -322,6 +326,226 @@ def test_equal_passages_are_read_once_under_the_first_of_their_names(mini: Reade
     ]
     assert len({(answer.passage_index, answer.start) for answer in answers}) == len(answers)
     assert all(answer.passage_index != 2 for answer in answers)
+
+
+def test_the_first_answer_of_a_stream_needs_at_most_one_batch_of_work(tiny: Callable[..., Path]) -> None:
+    """However long the stream: every batch but the first waits until the first answer is here."""
+    reader, backend = peaked(tiny("bert"), "a", "b")
+    backend.batch_tokens = 256
+    answered = Event()
+    begun: list[int] = []
+    forward = backend.forward
+
+    def waits(batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        begun.append(batch.tokens)
+        if len(begun) > 1:
+            assert answered.wait(30)
+        return forward(batch)
+
+    backend.forward = waits  # type: ignore[method-assign]
+    stream = reader.ask_many(("who?", f"x {number} a b") for number in range(2000))
+    assert next(stream).text == "a b"
+    assert begun[0] <= 256
+    answered.set()
+    assert sum(1 for _ in stream) == 1999
+    assert max(begun) > 200, "later chunks fill their batches"
+
+
+def test_sound_pairs_before_a_bad_one_are_answered_first(mini: Reader) -> None:
+    pairs = [("Who built the pier?", PIER)] * 30 + [("", PIER)] + [("Who built the pier?", PIER)] * 5
+    answers = mini.ask_many(pairs)
+    for _ in range(30):
+        assert next(answers).text == "Anna Kestrel"
+    with pytest.raises(InputError, match=r"Pair 31 \(''\): The question is empty"):
+        next(answers)
+
+
+BAD = [("", PIER), ("why " * 400, PIER), (7, PIER), ("Who?", None), ("Who \ud83d?", PIER), ("\u200b", PIER)]
+
+
+def test_a_bad_pair_costs_that_pair_alone(mini: Reader) -> None:
+    """On request the error takes the place of the answer; all others are those of a stream without it."""
+    good = [("Who built the pier?", PIER), ("How long is it?", PIER), ("When?", f"{PIER} It rained.")] * 40
+    pairs: list[Any] = []
+    for number, pair in enumerate(good):
+        pairs += [BAD[number // 7 % len(BAD)]] if number % 7 == 3 else []
+        pairs.append(pair)
+    answers = list(mini.ask_many(pairs, errors="return"))
+    assert len(answers) == len(pairs)
+    for pair, answer in zip(pairs, answers, strict=True):
+        assert isinstance(answer, InputError if pair in BAD else Answer)
+    assert [answer for answer in answers if isinstance(answer, Answer)] == list(mini.ask_many(good))
+    assert isinstance(answers[4 + 7], QuestionTooLongError)
+    assert str(answers[3]).startswith("Pair 4 (''): The question is empty")
+    with pytest.raises(InputError, match="errors is 'ignore'; expected one of raise, return"):
+        next(mini.ask_many(good, errors="ignore"))  # type: ignore[call-overload]
+
+
+def test_logits_that_are_no_numbers_cost_their_own_question_alone(tiny: Callable[..., Path]) -> None:
+    reader, backend = peaked(tiny("bert"), "a", "b")
+    (devil,) = reader.checkpoint.tokenizer.encode("z").ids
+    forward = backend.forward
+
+    def overflows(batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        logits = forward(batch)
+        logits.start[batch.input_ids == devil] = np.inf
+        return logits
+
+    backend.forward = overflows  # type: ignore[method-assign]
+    pairs = [("who?", "x a b"), ("who?", "x z a b"), ("who?", "a b x")]
+    first, second, third = reader.ask_many(pairs, errors="return")
+    assert (first.text, third.text) == ("a b", "a b")
+    assert isinstance(second, BackendError)
+    assert str(second).startswith("Pair 2 ('who?'): Backend 'peaked' gave NaN or infinity")
+    answers = reader.ask_many(pairs)
+    assert next(answers).text == "a b"
+    with pytest.raises(BackendError, match="Pair 2"):
+        next(answers)
+
+
+def test_pairs_before_the_streams_own_error_are_answered_first(mini: Reader) -> None:
+    def breaks() -> Iterator[tuple[str, str]]:
+        yield from [("Who built the pier?", PIER)] * 40
+        raise KeyError("the database has gone")
+
+    for errors in ("raise", "return"):
+        answers = mini.ask_many(breaks(), errors=errors)  # type: ignore[call-overload]
+        assert [next(answers).text for _ in range(40)] == ["Anna Kestrel"] * 40
+        with pytest.raises(KeyError, match="the database has gone"):
+            next(answers)
+
+
+@pytest.mark.parametrize("passage", ["", "the " * 3000])
+def test_a_stream_of_passages_without_tokens_or_with_very_many_yields_as_it_goes(
+    tiny: Callable[..., Path], passage: str
+) -> None:
+    reader, _ = peaked(tiny("bert"), "a", "b")
+    taken = 0
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "who?", passage
+
+    answers = reader.ask_many(pairs())
+    for _ in range(10):
+        next(answers)
+    assert taken < 500
+
+
+def test_a_stream_left_early_leaves_nothing_queued_or_running(tiny: Callable[..., Path]) -> None:
+    reader, backend = peaked(tiny("bert"), "a", "b")
+    backend.batch_tokens = 128
+    stream = reader.ask_many(("who?", f"x {number} a b " * 20) for number in range(500))
+    next(stream)
+    stream.close()
+    reader.engine.submit([]).result()
+    deadline = time.monotonic() + 20
+    while reader.engine._work._running and time.monotonic() < deadline:
+        time.sleep(0.001)
+    done = len(backend.batches)
+    time.sleep(0.1)
+    assert len(backend.batches) == done
+    reader.ask("who?", "x a b")  # takes what was cancelled out of the queue
+    assert reader.engine._work._requests == [] or all(each.over for each in reader.engine._work._requests)
+
+
+def test_questions_that_were_encoded_before_are_taken_as_they_are(mini: Reader) -> None:
+    tokens = mini.checkpoint.tokenizer.encode("Who built the pier?")
+    (reading,) = mini.forward([(tokens, [PIER])])
+    assert mini.decode(reading).best(0.0) == mini.ask("Who built the pier?", PIER)
+
+
+# --- life of a reader
+
+
+def test_a_ranking_is_all_that_is_known_of_a_question(mini: Reader) -> None:
+    ranking = mini.ranking("Who built the pier?", [PIER, "It rained."], top_k=3)
+    assert len(ranking.answers) == 3
+    assert ranking.answers[0] == mini.ask("Who built the pier?", PIER, no_answer="off") or ranking.best_score > 0
+    assert ranking.best_score == ranking.answers[0].score
+    assert list(ranking.answers) == mini.rank("Who built the pier?", [PIER, "It rained."], 3, no_answer="off")
+    nothing = mini.ranking("Who was the king of Spain?", PIER)
+    assert nothing.answers and nothing.best(mini.answers.no_answer_threshold).text == ""
+
+
+def test_ranking_many_passages_gives_what_ranking_them_one_by_one_gives(mini: Reader) -> None:
+    passages = [f"{PIER} It was mended {number} times by Oswin Tregarth." for number in range(25)]
+    many = mini.ranking("Who mended it?", passages, top_k=6)
+    alone = [
+        (answer.score, index, answer.start, answer.end)
+        for index, passage in enumerate(passages)
+        for answer in mini.ranking("Who mended it?", passage, top_k=6).answers
+    ]
+    best = sorted(alone, key=lambda each: (-each[0], each[1], each[2]))[:6]
+    assert [(each.score, each.passage_index, each.start, each.end) for each in many.answers] == best
+
+
+def test_a_reader_that_was_pickled_loads_again_with_its_settings(tiny: Callable[..., Path]) -> None:
+    reader = Reader.load(tiny("bert"), backend="numpy").with_settings(
+        windows=WindowSettings(40, 5), answers=AnswerSettings(7, -3.0), calibration=Calibration(0.5, 2.0, 3.0)
+    )
+    other = pickle.loads(pickle.dumps(reader))
+    assert (other.windows, other.answers, other.calibration) == (reader.windows, reader.answers, reader.calibration)
+    assert other.backend.name == "numpy"
+    assert other.ask("Who?", PIER) == reader.ask("Who?", PIER)
+    assert len(pickle.dumps(reader)) < 2000
+    around, _ = peaked(tiny("bert"), "a", "b")
+    with pytest.raises(
+        TypeError, match=r"made around a model in memory, which cannot be pickled. Load it from a folder"
+    ):
+        pickle.dumps(around)
+
+
+def test_answers_and_passages_pickle_small_and_whole(mini: Reader) -> None:
+    text = "It rained. " * 5000 + PIER
+    passage = mini.prepare(text)
+    answer = mini.ask("Who built the pier?", passage)
+    assert pickle.loads(pickle.dumps(answer)) == answer
+    assert pickle.loads(pickle.dumps(answer)).sentence == answer.sentence != ""
+    assert len(pickle.dumps(answer)) < 3000
+    again = pickle.loads(pickle.dumps(passage))
+    assert mini.ask("Who built the pier?", again) == answer
+    assert len(pickle.dumps(passage)) < 1_000_000
+
+
+def test_a_closed_reader_says_so(tiny: Callable[..., Path]) -> None:
+    with Reader.load(tiny("bert"), backend="numpy") as reader:
+        other = reader.with_settings(answers=AnswerSettings(3))
+        assert reader.ask("Who?", PIER).probability >= 0
+    for closed in (reader, other):
+        with pytest.raises(ClosedError, match=r"The reader was closed. Load it again"):
+            closed.ask("Who?", PIER)
+    reader.close()
+
+
+def test_a_passage_prepared_by_another_tokenizer_is_refused(tiny_reader: Callable[..., Reader], mini: Reader) -> None:
+    passage = mini.prepare(PIER)
+    for call in (
+        lambda reader: reader.ask("Who?", passage),
+        lambda reader: reader.rank("Who?", [PIER, passage]),
+        lambda reader: list(reader.ask_many([("Who?", passage)])),
+        lambda reader: reader.ask("Who?", pickle.loads(pickle.dumps(passage))),
+    ):
+        with pytest.raises(
+            InputError, match=r"prepared by a reader with another tokenizer. Prepare it with this reader"
+        ):
+            call(tiny_reader("roberta"))
+    same = Reader.load(backend="numpy", dtype="fp32")  # the same tokenizer, read again
+    assert same.ask("Who built the pier?", passage).text == "Anna Kestrel"
+
+
+def test_other_settings_keep_what_they_are_not_asked_to_change(mini: Reader) -> None:
+    calibrated = mini.with_settings(calibration=Calibration(1.0, 2.0, 3.0, "ab"))
+    short = calibrated.with_settings(answers=AnswerSettings(3)).with_settings(windows=WindowSettings(100))
+    assert (short.calibration, short.answers, short.windows) == (
+        Calibration(1.0, 2.0, 3.0, "ab"),
+        AnswerSettings(3),
+        WindowSettings(100),
+    )
+    assert short.engine is mini.engine
+    assert mini.calibration.a != 1.0
 
 
 # --- what cannot be asked

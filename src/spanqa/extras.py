@@ -3,9 +3,12 @@
 Nothing is imported here: a package counts as installed when Python can find it.
 """
 
+import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from typing import Any
 
 from spanqa.errors import NotInstalledError
 
@@ -68,3 +71,14 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return version(packages_distributions()[package][0])
+
+
+def import_without(name: str, hidden: str) -> Any:
+    """Import a library without a module that it would load and can do without; where that is loaded already, it stays."""
+    if hidden in sys.modules:
+        return importlib.import_module(name)
+    sys.modules[hidden] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules[hidden]

@@ -246,6 +246,7 @@ class Reader:
         Raises:
             InputError: as `ask`, for an empty or too long question; the message says which pair it was.
         """
+        _check_errors(errors)
         least = self._least(threshold, no_answer, min_probability)
         questions: deque[str] = deque()
 
@@ -321,9 +322,7 @@ class Reader:
             InputError: a question is empty, too long or not a string, or a passage is not a string.
             BackendError: the logits are not numbers.
         """
-        if errors not in get_args(Errors):
-            raise InputError(f"errors is {errors!r}; expected one of {', '.join(get_args(Errors))}.")
-        return self._forward(iter(questions), errors)
+        return self._forward(iter(questions), _check_errors(errors))
 
     def _forward(self, stream: Iterator[Question], errors: Errors) -> Iterator[Reading | SpanQAError]:
         running: deque[_Chunk] = deque()
@@ -335,7 +334,8 @@ class Reader:
                     windows = [window for item in items for piece in item.windows for window in piece]
                     running.append(_Chunk(items, self.engine.submit(windows), broken))
                     size = min(2 * size, LARGEST_CHUNK)
-                if len(running) > 1 or not more:  # one chunk is read while the next is encoded
+                # One chunk is read while the next is encoded; the first one does not wait for that.
+                if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
                     chunk = running.popleft()
                     for reading in self._finish(chunk):
                         if errors == "raise" and not isinstance(reading, Reading):
@@ -422,6 +422,12 @@ class Reader:
         if not (isinstance(min_probability, (int, float)) and 0 <= min_probability <= 1):
             raise InputError(f"min_probability is {min_probability!r}; expected a number from 0 to 1.")
         return least_score(self.answers, no_answer, threshold), min_probability
+
+
+def _check_errors(errors: Errors) -> Errors:
+    if errors not in get_args(Errors):
+        raise InputError(f"errors is {errors!r}; expected one of {', '.join(get_args(Errors))}.")
+    return errors
 
 
 def _reading(item: _Item, found: Iterator[WindowLogits]) -> Reading:

@@ -6,13 +6,10 @@ read; what is lost is an answer in a passage that has none of the question's wor
 What it needs: pip install 'spanqa[search]' (bm25s). Source: Robertson & Zaragoza 2009.
 """
 
-import importlib
-import sys
 from collections.abc import Sequence
-from typing import Any
 
 from spanqa.errors import InputError
-from spanqa.extras import require
+from spanqa.extras import import_without, require
 
 MANY = 500
 """From so many passages on, the command line reads only the likeliest, unless told otherwise."""
@@ -33,21 +30,9 @@ def best_passages(question: str, passages: Sequence[str], most: int = CANDIDATES
     if len(passages) <= most:
         return list(range(len(passages)))
     require("search")
-    bm25s = _bm25s()
+    bm25s = import_without("bm25s", "jax")  # it would load JAX to sort a few numbers
     quiet = {"show_progress": False}
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(passages), stopwords="en", **quiet), **quiet)
     found, _ = index.retrieve(bm25s.tokenize([question], stopwords="en", **quiet), k=most, **quiet)
     return sorted(int(position) for position in found[0])
-
-
-def _bm25s() -> Any:
-    """The library, without JAX, which it would load where that is installed, to sort a few numbers."""
-    hidden = "jax" not in sys.modules
-    if hidden:
-        sys.modules["jax"] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("bm25s")
-    finally:
-        if hidden:
-            del sys.modules["jax"]

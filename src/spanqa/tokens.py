@@ -198,6 +198,12 @@ class Tokenizer:
         """The highest id, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
+    def fits(self, ids: int) -> bool:
+        """Whether all ids are below a number, which is usually the size of the vocabulary."""
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        without_holes = size <= ids and None not in map(self._tokenizer.id_to_token, range(size))
+        return without_holes or self.highest_id < ids  # the first is faster
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the whole tokenizer: equal fingerprints give equal tokens."""
@@ -355,7 +361,7 @@ def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: st
     """
     tokenizer = Tokenizer(raw)
     words, types = config.get("vocab_size"), config.get("type_vocab_size", 2)
-    if isinstance(words, int) and tokenizer.highest_id >= words:
+    if isinstance(words, int) and not tokenizer.fits(words):
         raise CheckpointError(
             f"The tokenizer of {name} has ids up to {tokenizer.highest_id}, but the model has embeddings for only "
             f"{words} ids, counted from 0. Tokenizer and model do not belong together."

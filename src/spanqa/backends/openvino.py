@@ -12,24 +12,32 @@ import os
 import weakref
 from collections.abc import Collection
 from functools import cache
+from importlib import import_module
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
-from openvino import opset15 as ops
 
 from spanqa.backends.base import BATCH_TOKENS, Graphs, capture_positions, split_attention
 from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
 from spanqa.checkpoint import INT8_GRAPH, Checkpoint
 from spanqa.errors import BackendError, CheckpointError
+from spanqa.extras import import_without
+
+# Its model converter takes a third of the time of the import, and reports every import to OpenVINO's makers.
+openvino = import_without("openvino", "openvino.tools.ovc")
+ops = import_module("openvino.opset15")
+if not hasattr(openvino, "convert_model"):  # whoever wants it gets it, at the first call
+    openvino.convert_model = lambda *args, **options: import_module("openvino.tools.ovc").convert_model(
+        *args, **options
+    )
 
 _COLUMN_MULTIPLE = 16
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph says what it was made from
-Requests = SimpleQueue[openvino.InferRequest]
+Requests = SimpleQueue[Any]
 
 
 class OpenVinoOps:
@@ -92,7 +100,7 @@ def _floats(value: float) -> Any:
     return ops.constant(np.array(value, np.float32))
 
 
-def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> openvino.Model:
+def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> Any:
     """Return the encoder as an OpenVINO model: inputs `[rows, cols]` int32, outputs start, end, attention by layer.
 
     With layers there is a fifth input, the captured queries `[rows, query]`.
@@ -106,7 +114,7 @@ def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> openvin
 
 
 @cache
-def _core() -> openvino.Core:
+def _core() -> Any:
     """The one core of the process, kept until it ends.
 
     Where the processor has AMX, OpenVINO's CPU plugin gives the thread an alternate signal stack, and unmaps it with the
@@ -116,7 +124,7 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-_LIVE: "weakref.WeakSet[openvino.InferRequest]" = weakref.WeakSet()
+_LIVE: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def _keep_for_ever() -> None:
@@ -219,12 +227,12 @@ def _float(device: str) -> str:
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
-def sign_int8(graph: openvino.Model, checkpoint: Checkpoint) -> None:
+def sign_int8(graph: Any, checkpoint: Checkpoint) -> None:
     """Write into an int8 graph which weights it was made from."""
     graph.set_rt_info(checkpoint.weights.sha256, _WEIGHTS_HASH)
 
 
-def _read_int8(checkpoint: Checkpoint) -> openvino.Model:
+def _read_int8(checkpoint: Checkpoint) -> Any:
     """Return the int8 graph that lies beside the weights.
 
     Raises:
