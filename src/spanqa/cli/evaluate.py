@@ -69,7 +69,9 @@ def evaluate(
     if against is not None and report is None:
         raise typer.BadParameter("it goes with --report", param_hint="--against")
     if report is not None and predictions is not None:
-        raise typer.BadParameter("it needs a model: a file of predictions has no scores to report on", param_hint="--report")
+        raise typer.BadParameter(
+            "it needs a model: a file of predictions has no scores to report on", param_hint="--report"
+        )
     if report is not None:
         require("report")
     others = None if against is None else read_outcomes(against)
