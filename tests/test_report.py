@@ -232,8 +232,15 @@ def test_groups_are_counted_and_the_largest_comes_first() -> None:
     found = groups([made("a", 1.0), made("b", 0.5), made("c", 0.0)], lambda o: None if o.id == "c" else "few")
     assert [(group.name, group.questions, group.exact, group.f1) for group in found] == [("few", 2, 50.0, 75.0)]
     assert [bucket(value, (1, 4), "words") for value in (1, 2, 4, 5, None)] == [
-        "up to 1 words", "2 to 4 words", "2 to 4 words", "over 4 words", None,
+        "1 word", "2 to 4 words", "2 to 4 words", "over 4 words", None,
     ]  # fmt: skip
+    assert [bucket(value, (2, 3), "words") for value in (1, 3)] == ["up to 2 words", "3 words"]
+
+
+def test_groups_of_numbers_come_in_the_order_of_the_numbers() -> None:
+    lengths = {"a": 7, "b": 1, "c": 7, "d": 3}
+    found = groups([made(id, 1.0) for id in lengths], lambda o: str(lengths[o.id]), lambda o: lengths[o.id])
+    assert [group.name for group in found] == ["1", "3", "7"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))

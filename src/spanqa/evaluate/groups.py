@@ -44,31 +44,51 @@ class Group:
     f1: float
 
 
-def groups(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str | None]) -> list[Group]:
-    """Return the groups by name, the largest first. A question whose name is None is in no group."""
+def groups(
+    outcomes: Sequence[Outcome],
+    name_of: Callable[[Outcome], str | None],
+    order_of: Callable[[Outcome], float | None] | None = None,
+) -> list[Group]:
+    """Return the groups by name. A question whose name is None is in no group.
+
+    The largest group comes first or, with `order_of`, the one with the smallest value.
+    """
     members: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         name = name_of(outcome)
         if name is not None:
             members.setdefault(name, []).append(outcome)
-    made = [
-        Group(name, len(each), 100 * float(column(each, "exact").mean()), 100 * float(column(each, "f1").mean()))
-        for name, each in members.items()
+
+    def order(name: str) -> float:
+        values = [] if order_of is None else [value for each in members[name] if (value := order_of(each)) is not None]
+        return min(values, default=-len(members[name]))
+
+    return [
+        Group(
+            name,
+            len(members[name]),
+            100 * float(column(members[name], "exact").mean()),
+            100 * float(column(members[name], "f1").mean()),
+        )
+        for name in sorted(members, key=order)
     ]
-    return sorted(made, key=lambda group: -group.questions)
 
 
-def bucket(value: float | None, bounds: Sequence[float], unit: str) -> str | None:
+def bucket(value: int | None, bounds: Sequence[int], unit: str) -> str | None:
     """Name the bucket of a number: "up to 100 tokens", "101 to 200 tokens", "over 200 tokens".
+
+    Numbers are whole and at least 1, and a bucket of one number has its name: "1 word", "2 words".
 
     >>> bucket(150, (100, 200), "tokens")
     '101 to 200 tokens'
     """
     if value is None:
         return None
-    low: float | None = None
+    low = 0
     for bound in bounds:
         if value <= bound:
-            return f"up to {bound:g} {unit}" if low is None else f"{low + 1:g} to {bound:g} {unit}"
+            if low + 1 == bound:
+                return f"{bound} {unit.removesuffix('s') if bound == 1 else unit}"
+            return f"{low + 1} to {bound} {unit}" if low else f"up to {bound} {unit}"
         low = bound
-    return f"over {low:g} {unit}"
+    return f"over {low} {unit}"

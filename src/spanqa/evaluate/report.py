@@ -150,9 +150,15 @@ def _groups(outcomes: Sequence[Outcome]) -> dict[str, list[Group]]:
     return {
         "question": groups(outcomes, lambda o: question_type(o.question)),
         "answerable": groups(outcomes, lambda o: "has an answer" if o.answerable else "has none"),
-        "answer length": groups(outcomes, lambda o: bucket(o.answer_words, (1, 2, 4, 8), "words")),
-        "passage length": groups(outcomes, lambda o: bucket(o.passage_tokens, (100, 150, 200, 300, 1000), "tokens")),
-        "position of the answer": groups(outcomes, lambda o: _quarter(o.answer_position)),
+        "answer length": groups(
+            outcomes, lambda o: bucket(o.answer_words, (1, 2, 4, 8), "words"), lambda o: o.answer_words
+        ),
+        "passage length": groups(
+            outcomes,
+            lambda o: bucket(o.passage_tokens, (100, 150, 200, 300, 1000), "tokens"),
+            lambda o: o.passage_tokens,
+        ),
+        "position of the answer": groups(outcomes, lambda o: _quarter(o.answer_position), lambda o: o.answer_position),
         "why unanswerable": groups(outcomes, lambda o: o.cause),
     }
 
@@ -227,7 +233,7 @@ def _draw_reliability(outcomes: Sequence[Outcome], calibrated: bool) -> Drawing:
     error = expected_calibration_error(probabilities, right)
     kind = "calibrated" if calibrated else "uncalibrated"
     return _png(figure), (
-        "Reliability: the share of right answers at each probability, and how many they are. "
+        "Reliability: the share of right answers at each probability, and the number of questions there. "
         f"Expected calibration error {error:.3f} ({kind})."
     )
 
