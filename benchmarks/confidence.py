@@ -1,13 +1,14 @@
-"""How far a model's probabilities can be believed: calibration error and risk over coverage, on data it was not tuned on.
+"""How far a model's probabilities can be trusted: calibration error and risk over coverage, on data it was not tuned on.
 
     SPANQA_DATA=... python benchmarks/confidence.py --out benchmarks/results/confidence.json
 
-For each file: F1 at the stored threshold and at the best one, the expected calibration error (10 equal bins; of the outcome
-returned, right meaning official F1 of at least 0.5) with and without the stored calibration, and the area under risk over coverage.
-On files where every question has an answer, the model still may abstain, and is wrong when it does.
+For each file: F1 at the stored threshold and at the best one, the expected calibration error with and without the stored
+calibration, and the area under risk over coverage. The error has 10 equal bins and measures what is returned; an answer is
+right from an official F1 of 0.5 on. On files where every question has an answer, the model may still answer "", and is then
+wrong.
 
-Beside it, on some questions of each file, transformers 4.57.6's pipeline with the settings of SQuAD 2.0, its `score` taken as the
-probability of what it returned.
+For comparison, on some questions of each file: transformers 4.57.6's pipeline with the settings of SQuAD 2.0. Its `score`
+counts as the probability of what it returned.
 """
 
 import argparse
@@ -26,10 +27,12 @@ from side_by_side import HF4, processor, start
 
 from spanqa import Reader, __version__, read_squad
 from spanqa.calibration import Calibration
-from spanqa.evaluate.metrics import averages, best_threshold, question_scores
-from spanqa.evaluate.outcomes import risk_coverage_of
+from spanqa.evaluate.curves import expected_calibration_error, risk_coverage_of
+from spanqa.evaluate.metrics import averages, best_threshold, column
+from spanqa.evaluate.outcomes import RIGHT
 from spanqa.evaluate.record import describe_file
-from spanqa.evaluate.tune import RIGHT, expected_calibration_error, gather, outcomes
+from spanqa.evaluate.scoring import question_scores
+from spanqa.evaluate.tune import gather, probabilities_at
 from spanqa.squad import Example
 
 FILES = ("squad-v2.0-dev", "squadshifts-new-wiki", "squadshifts-reddit", "qed-nq")
@@ -40,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="spanqa-mini")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--files", default=",".join(FILES))
-    parser.add_argument("--peer-questions", type=int, default=2000, help="of each file; 0 leaves the peer out")
+    parser.add_argument("--peer-questions", type=int, default=2000, help="of each file; 0 skips the comparison")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     reader = Reader.load(arguments.model, dtype=arguments.dtype)
@@ -66,19 +69,19 @@ def main() -> None:
 
 
 def measure(reader: Reader, path: Path) -> dict:
-    evidence = gather(reader, read_squad(path))
+    outcomes = gather(reader, read_squad(path))
     stored = reader.answers.no_answer_threshold
-    scores = evidence.scores()
-    best, _ = best_threshold(scores, "f1")
+    best, _ = best_threshold(outcomes, "f1")
     row = {
         "data": describe_file(path),
-        "questions": len(evidence),
-        "f1": averages(scores, no_answer_above=-stored)["f1"],
+        "questions": len(outcomes),
+        "f1": averages(outcomes)["f1"],
         "best_f1": best,
-        "f1_always_answering": 100 * float(np.where(evidence.answerable, evidence.f1, 0.0).mean()),
+        "f1_always_answering": 100
+        * float(np.where(column(outcomes, "answerable"), column(outcomes, "best_f1"), 0.0).mean()),
     }
     for name, calibration in (("uncalibrated", Calibration()), ("calibrated", reader.calibration)):
-        probabilities, right = outcomes(evidence, calibration, stored)
+        probabilities, right = probabilities_at(outcomes, calibration, stored)
         row[f"ece_{name}"] = expected_calibration_error(probabilities, right)
         row[f"area_{name}"] = risk_coverage_of(probabilities, right)[2]
     return row
@@ -102,14 +105,13 @@ def beside_transformers(reader: Reader, examples: list[Example], count: int) -> 
     process.wait()
     f1 = np.array([question_scores(example, text)[1] for example, (text, _) in zip(examples, found, strict=True)])
     scores = np.array([score for _, score in found])
-    evidence = gather(reader, examples)
-    stored = reader.answers.no_answer_threshold
+    outcomes = gather(reader, examples)
     theirs = (np.clip(scores, 0, 1), f1 >= RIGHT)
-    ours = outcomes(evidence, reader.calibration, stored)
+    ours = probabilities_at(outcomes, reader.calibration, reader.answers.no_answer_threshold)
     row = {"questions": len(examples)}
     for name, (probabilities, right), value in (
         ("transformers", theirs, 100 * float(f1.mean())),
-        ("spanqa", ours, averages(evidence.scores(), no_answer_above=-stored)["f1"]),
+        ("spanqa", ours, averages(outcomes)["f1"]),
     ):
         row[name] = {
             "f1": value,

@@ -1,11 +1,11 @@
-"""Which of ten passages holds the answer: ranking on one scale, against transformers 4.57.6's score.
+"""Which of ten passages holds the answer: ranking on one scale, compared with transformers 4.57.6's score.
 
     SPANQA_DATA=... python benchmarks/ten_passages.py --out benchmarks/results/ten-passages.json
 
-Answerable questions of squad-v2.0-dev, each with its paragraph among nine others of the same article, drawn by seed. Counted: how
-often the right paragraph comes first. The peer asks each paragraph alone (with handle_impossible_answer, as for SQuAD 2.0) and
-ranks by its score, empty answers last. The oracle reads the same paragraphs and takes the right one whenever the best place of any
-paragraph lies there among the ten best places: no ranking of these places can do better.
+The questions are answerable ones of squad-v2.0-dev. Each is asked of its own paragraph and nine others of the same article,
+drawn by seed. The benchmark counts how often the right paragraph comes first. transformers reads each paragraph alone (with
+handle_impossible_answer, as for SQuAD 2.0), and its paragraphs are ranked by its score, empty answers last. The bound counts
+how often one of the ten best spans lies in the right paragraph: no ranking of these spans can do better.
 """
 
 import argparse
@@ -39,11 +39,11 @@ def main() -> None:
         "right answer among the ten best places": 0,
     }
     for example, passages, right in track(tasks, "spanqa", console=Console(stderr=True)):
-        places = reader.rank(example.question, passages, 10, no_answer="off")
-        first["spanqa rank"] += places[0].passage_index == right
+        answers = reader.rank(example.question, passages, 10, no_answer="off")
+        first["spanqa rank"] += answers[0].passage_index == right
         alone = [reader.ask(example.question, passage, no_answer="off").probability for passage in passages]
         first["spanqa, probability of each passage alone"] += max(range(len(alone)), key=alone.__getitem__) == right
-        first["right answer among the ten best places"] += any(place.passage_index == right for place in places)
+        first["right answer among the ten best places"] += any(answer.passage_index == right for answer in answers)
     if HF4.exists():
         first["transformers 4.57.6 score"] = peer(tasks, arguments.threads)
     shares = {name: count / len(tasks) for name, count in first.items()}
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def choose(count: int) -> list[tuple[Example, list[str], int]]:
-    """Questions, their ten passages, and which of them is theirs."""
+    """Questions, their ten passages, and the index of the right one."""
     draw = random.Random(0)
     examples = read_squad(Path(os.environ["SPANQA_DATA"]) / "squad-v2.0-dev.json.gz")
     articles: dict[str, list[str]] = {}
@@ -77,8 +77,8 @@ def choose(count: int) -> list[tuple[Example, list[str], int]]:
     tasks = []
     for example in draw.sample(answerable, count):
         others = draw.sample([passage for passage in articles[example.title] if passage != example.passage], 9)
-        place = draw.randrange(10)
-        tasks.append((example, [*others[:place], example.passage, *others[place:]], place))
+        index = draw.randrange(10)
+        tasks.append((example, [*others[:index], example.passage, *others[index:]], index))
     return tasks
 
 

@@ -15,6 +15,7 @@ from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError, QuestionTooLongError
 from spanqa.evaluate import OfficialSettings, evaluate, score_file, score_squad
 from spanqa.evaluate.record import describe_file, describe_reader
+from spanqa.evaluate.run import write_record
 from spanqa.reader import Reader, Reading
 from spanqa.squad import Example, GoldAnswer
 from spanqa.windows import WindowSettings
@@ -42,22 +43,22 @@ ANSWERABLE = [BUILDER, LENGTH, LIVER]
 
 
 class Peaks:
-    """A backend whose logits peak at the words that it was told for a question: in a window without them, at [CLS]."""
+    """A backend whose logits peak at the given words of a question; at [CLS] in a window without them."""
 
     name, device, dtype, batches_at_once, batch_tokens, layouts = "peaks", "cpu", "fp32", 1, 4096, ("padded",)
 
-    def __init__(self, tokenizer, told):
+    def __init__(self, tokenizer, peaks):
         def encode(text):
             return tokenizer.encode(text).ids.tolist()
 
-        self.told = [(encode(question), encode(words), height) for question, (words, height) in told.items()]
+        self.peaks = [(encode(question), encode(words), height) for question, (words, height) in peaks.items()]
 
     def forward(self, batch, *, capture=None):
         start, end = np.zeros((2, *batch.shape), np.float32)
         for row, ids in enumerate(batch.input_ids.tolist()):
-            question, words, height = next(each for each in self.told if ids[1 : 1 + len(each[0])] == each[0])
-            places = (at for at in range(len(question) + 2, len(ids)) if ids[at : at + len(words)] == words)
-            first = next(places, 0) if words else 0
+            question, words, height = next(each for each in self.peaks if ids[1 : 1 + len(each[0])] == each[0])
+            positions = (at for at in range(len(question) + 2, len(ids)) if ids[at : at + len(words)] == words)
+            first = next(positions, 0) if words else 0
             start[row, first] = end[row, first + max(0, len(words) - 1) if first else 0] = height / 2
         return SpanLogits(start, end)
 
@@ -72,8 +73,8 @@ def checkpoint():
 
 @pytest.fixture
 def reader(checkpoint):
-    """`reader()` knows all answers; what it is given replaces them."""
-    return lambda told=(): Reader(checkpoint, Peaks(checkpoint.tokenizer, RIGHT | dict(told)))
+    """`reader()` knows all answers; `reader(peaks)` replaces some of them."""
+    return lambda peaks=(): Reader(checkpoint, Peaks(checkpoint.tokenizer, RIGHT | dict(peaks)))
 
 
 def read(folder):
@@ -93,8 +94,8 @@ def test_a_reader_that_knows_all_answers_scores_100_by_both_rules(reader):
 
 
 def test_wrong_answers_count_in_both_blocks(reader):
-    told = {LENGTH.question: ("310", 12.0), COST.question: ("1887", 12.0)}
-    record = evaluate(reader(told), EXAMPLES)
+    peaks = {LENGTH.question: ("310", 12.0), COST.question: ("1887", 12.0)}
+    record = evaluate(reader(peaks), EXAMPLES)
     for block in (record["metrics"], record["reader"]):
         assert (block["exact"], block["NoAns_exact"]) == (60.0, 50.0)
         assert block["HasAns_f1"] == pytest.approx(100 * (1 + 2 / 3 + 1) / 3)
@@ -113,11 +114,11 @@ def test_the_best_no_answer_threshold_gives_the_best_f1_when_it_is_used(reader):
     block = evaluate(asked, EXAMPLES)["reader"]
     assert (block["f1"], block["best_f1"], block["best_f1_no_answer_threshold"]) == (60.0, 100.0, 4.0)
     assert evaluate(asked, EXAMPLES, threshold=4.0)["reader"]["f1"] == 100.0
-    unheard = evaluate(asked, EXAMPLES, threshold=50.0)["reader"]
-    assert (unheard["HasAns_f1"], unheard["best_f1"]) == (0.0, 100.0)  # whatever threshold is in use
+    unanswered = evaluate(asked, EXAMPLES, threshold=50.0)["reader"]
+    assert (unanswered["HasAns_f1"], unanswered["best_f1"]) == (0.0, 100.0)  # whatever threshold is in use
 
 
-def test_the_two_rules_differ_where_another_window_is_less_sure_of_no_answer(checkpoint):
+def test_the_two_rules_differ_where_another_window_prefers_an_answer(checkpoint):
     """The span scores 8, "no answer" 10 in its window and -20 in the next one, which run_qa takes."""
     (oak,) = checkpoint.tokenizer.encode("oak").ids
 
@@ -138,8 +139,8 @@ def test_the_two_rules_differ_where_another_window_is_less_sure_of_no_answer(che
 
 
 def test_official_settings_are_the_readers_unless_given(reader):
-    told = {LENGTH.question: ("310 metres long", 12.0)}
-    three = reader(told)
+    peaks = {LENGTH.question: ("310 metres long", 12.0)}
+    three = reader(peaks)
     two = three.with_settings(answers=replace(three.answers, max_answer_tokens=2))
     assert evaluate(two, EXAMPLES)["settings"]["official"]["max_answer_tokens"] == 2
     strict = evaluate(three, EXAMPLES, official=OfficialSettings(null_score_diff_threshold=-50.0))
@@ -171,8 +172,8 @@ def test_the_rule_can_be_named(reader):
 
 
 def test_the_official_metrics_are_those_of_the_files_written(reader, tmp_path):
-    told = {COST.question: ("oak", 3.0), LENGTH.question: ("310", 1.0), COLOUR.question: ("red", 5.0)}
-    record = evaluate(reader(told), EXAMPLES, out=tmp_path / "new" / "folder")
+    peaks = {COST.question: ("oak", 3.0), LENGTH.question: ("310", 1.0), COLOUR.question: ("red", 5.0)}
+    record = evaluate(reader(peaks), EXAMPLES, out=tmp_path / "new" / "folder")
     files = read(tmp_path / "new" / "folder")
     assert list(files) == ["nbest_predictions.json", "null_odds.json", "predictions.json"]
     assert all(list(content) == [each.id for each in EXAMPLES] for content in files.values())
@@ -201,7 +202,7 @@ class Interrupted(BaseException):
 def test_an_interrupted_run_leaves_no_half_file_and_older_ones_as_they_were(reader, tmp_path):
     (tmp_path / "predictions.json").write_text("{}")
 
-    def stop(done):
+    def stop(done, total, note=""):
         if done == 3:
             raise Interrupted
 
@@ -216,10 +217,20 @@ def test_results_that_cannot_be_written_are_an_error(reader, tmp_path, kind, rea
     if kind == "file":
         (tmp_path / "out").write_text("")
     else:
-        (tmp_path / "out" / ".null_odds.json.partial").mkdir(parents=True)
+        (tmp_path / "out" / "null_odds.json").mkdir(parents=True)
+    unread = reader()
+    unread.backend.forward = None  # the error comes before any question is read
     with pytest.raises(InputError, match=rf"The results cannot be written to '.*out': {reason}\. Name a folder"):
-        evaluate(reader(), EXAMPLES, out=tmp_path / "out")
-    assert not list(tmp_path.glob("out/*.json"))
+        evaluate(unread, EXAMPLES, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.glob("out/*")] == (["null_odds.json"] if kind == "folder" else [])
+
+
+def test_a_record_that_cannot_be_written_is_an_error(tmp_path):
+    write_record(tmp_path / "new", {"metrics": {}})
+    assert json.loads((tmp_path / "new" / "record.json").read_text()) == {"metrics": {}}
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match=r"The results cannot be written to '.*out': File exists\. Name a folder"):
+        write_record(tmp_path / "out", {})
 
 
 # streams and errors
@@ -227,18 +238,19 @@ def test_results_that_cannot_be_written_are_an_error(reader, tmp_path, kind, rea
 
 def test_progress_counts_questions_and_nothing_is_printed(reader, capfd):
     counts = []
-    evaluate(reader(), EXAMPLES, progress=counts.append)
-    assert counts == [1, 2, 3, 4, 5]
+    evaluate(reader(), EXAMPLES, progress=lambda *counted: counts.append(counted))
+    assert counts == [(done, 5) for done in (1, 2, 3, 4, 5)]
     assert capfd.readouterr() == ("", "")
 
 
 def test_readings_do_not_pile_up(reader, monkeypatch):
-    monkeypatch.setattr("spanqa.reader._CHUNK_TOKENS", 100)  # a question or two at a time
+    monkeypatch.setattr("spanqa.reader.FIRST_CHUNK", 100 / Peaks.batch_tokens)  # a question or two at a time
+    monkeypatch.setattr("spanqa.reader.LARGEST_CHUNK", 100 / Peaks.batch_tokens)
     alive = []
     evaluate(
         reader(),
         EXAMPLES * 4,
-        progress=lambda done: alive.append(sum(type(o) is Reading for o in gc.get_objects())),
+        progress=lambda *_: alive.append(sum(type(o) is Reading for o in gc.get_objects())),
     )
     assert max(alive) <= 2
 
@@ -284,7 +296,7 @@ def test_no_question_is_an_error(reader):
 # the record
 
 
-def test_settings_tell_what_was_run(reader, checkpoint, tmp_path, monkeypatch):
+def test_settings_say_what_was_run(reader, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/spanqa", "evaluate", "my dev.json"])
     data = tmp_path / "dev.json"
     data.write_text("{}")
@@ -375,7 +387,7 @@ def test_options_of_scoring_reach_the_metrics(tmp_path):
 def test_a_file_that_holds_no_object_is_an_error(tmp_path):
     listed = write(tmp_path / "list.json", ["Kestrel"])
     with pytest.raises(
-        DatasetError, match=r"list\.json' should hold an object, {question id: …}, of texts; found \['Kest"
+        DatasetError, match=r"list\.json' should hold an object {question id: …} of texts; found \['Kest"
     ):
         score_file(EXAMPLES, listed)
     with pytest.raises(DatasetError, match=r"of numbers; found"):

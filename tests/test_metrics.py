@@ -7,22 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanqa.errors import DatasetError
-from spanqa.evaluate.metrics import (
-    QuestionScore,
-    averages,
-    best_threshold,
-    normalize_answer,
-    question_scores,
-    score_question,
-    score_squad,
-    summarize,
-    word_f1,
-)
+from spanqa.evaluate.metrics import averages, best_threshold, score_squad, summarize
+from spanqa.evaluate.outcomes import Outcome, score_question
+from spanqa.evaluate.scoring import normalize_answer, question_scores, word_f1
 from spanqa.squad import Example, GoldAnswer, read_squad
 
 
 def example(key, *answers):
     return Example(key, "Who?", "…", tuple(GoldAnswer(text, 0) for text in answers))
+
+
+def made(exact, f1, answerable, answered, no_answer_score):
+    """An outcome with these values, without a threshold."""
+    text = "oak" if answered else ""
+    return Outcome(
+        id="1", question="Who?", answerable=answerable, text=text, exact=exact, f1=f1, best_text=text, best_exact=exact,
+        best_f1=f1, score=-no_answer_score,
+    )  # fmt: skip
+
+
+def no_answer_score(outcome):
+    return -outcome.score
 
 
 # one question: by hand
@@ -73,7 +78,7 @@ def test_f1_counts_shared_words(reference, prediction, f1):
         (["Ada Lovelace", "Countess Ada Lovelace"], "Ada Lovelace herself", (0.0, 0.8)),
         ([], "", (1.0, 1.0)),
         ([], "Ada", (0.0, 0.0)),
-        ([], "the", (1.0, 1.0)),  # nothing of it is left
+        ([], "the", (1.0, 1.0)),  # nothing is left of it
         (["the", "Ada"], "", (0.0, 0.0)),  # a reference of which nothing is left does not count
         (["the"], "", (1.0, 1.0)),  # unless there is no other
         (["Ada"], "the", (0.0, 0.0)),
@@ -151,7 +156,7 @@ def test_official_best_cuts_between_equal_scores_in_the_order_of_their_file_and_
 
 
 def test_equal_scores_keep_their_order_among_many():
-    scores = [QuestionScore(1.0, 1.0, i < 150, True, (i % 3) / 8) for i in range(300)]  # right ones first, by thirds
+    scores = [made(1.0, 1.0, i < 150, True, (i % 3) / 8) for i in range(300)]  # right ones first, by thirds
     best, threshold = best_threshold(scores, "exact", official=True)
     assert (best, threshold) == (100 * 200 / 300, 0.0)  # 50 right, then 50 wrong, of each score
 
@@ -170,47 +175,48 @@ TEXTS = st.lists(WORDS, max_size=4).map(" ".join)
 QUESTIONS = st.lists(st.tuples(st.lists(TEXTS, max_size=3), TEXTS), min_size=1, max_size=12)
 
 
-def scored(no_answer_score):
-    row = st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans(), st.booleans(), no_answer_score)
-    return st.lists(row.map(lambda r: QuestionScore(float(r[0] == 1), *r)), min_size=1, max_size=9)
+def scored(no_answer_scores):
+    row = st.tuples(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.booleans(), st.booleans(), no_answer_scores)
+    return st.lists(row.map(lambda r: made(float(r[0] == 1), *r)), min_size=1, max_size=9)
 
 
 PROBABILITIES = st.sampled_from([0.0, 0.125, 0.5, 1.0]) | st.floats(0, 1)
 LOG_ODDS = st.sampled_from([-8.0, -0.5, 0.0, 3.0]) | st.floats(-30, 30)
 
 
-def worth(score, answered):
+def worth(outcome, answered):
     """What a question is worth when it is answered, or not, as the official sweep counts."""
     if not answered:
-        return float(not score.has_answer)
-    return score.f1 if score.has_answer else float(not score.answered)
+        return float(not outcome.answerable)
+    return outcome.best_f1 if outcome.answerable else float(not outcome.best_text)
 
 
 @given(scored(PROBABILITIES | LOG_ODDS))
-def test_best_threshold_is_the_best_of_all_and_gives_what_it_says(scores):
-    least = min(score.no_answer_score for score in scores)
-    tried = [math.nextafter(least, -math.inf), *(score.no_answer_score for score in scores)]
-    averages_of = {t: 100 * sum(worth(s, s.no_answer_score <= t) for s in scores) / len(scores) for t in tried}
-    best, threshold = best_threshold(scores, "f1")
-    assert best == pytest.approx(max(averages_of.values()), abs=1e-9)
-    reached = 100 * sum(worth(s, s.no_answer_score <= threshold) for s in scores) / len(scores)
-    assert reached == pytest.approx(best, abs=1e-9)
+def test_best_threshold_is_the_best_of_all_and_gives_what_it_says(outcomes):
+    def average(threshold):
+        return 100 * sum(worth(each, no_answer_score(each) <= threshold) for each in outcomes) / len(outcomes)
+
+    least = min(map(no_answer_score, outcomes))
+    tried = [math.nextafter(least, -math.inf), *map(no_answer_score, outcomes)]
+    best, threshold = best_threshold(outcomes, "f1")
+    assert best == pytest.approx(max(map(average, tried)), abs=1e-9)
+    assert average(threshold) == pytest.approx(best, abs=1e-9)
 
 
 @given(scored(PROBABILITIES | LOG_ODDS))
-def test_official_best_is_the_best_cut_in_sorted_order(scores):
-    order = sorted(scores, key=lambda score: score.no_answer_score)
+def test_official_best_is_the_best_cut_in_sorted_order(outcomes):
+    order = sorted(outcomes, key=no_answer_score)
     cuts = [
-        sum(worth(score, place < cut) for place, score in enumerate(order)) * 100 / len(order)
+        sum(worth(outcome, position < cut) for position, outcome in enumerate(order)) * 100 / len(order)
         for cut in range(len(order) + 1)
     ]
-    best, threshold = best_threshold(scores, "f1", official=True)
+    best, threshold = best_threshold(outcomes, "f1", official=True)
     assert best == pytest.approx(max(cuts), abs=1e-9)
     cut = cuts.index(max(cuts))
     if cut:
-        assert threshold == order[cut - 1].no_answer_score
+        assert threshold == no_answer_score(order[cut - 1])
     else:
-        assert threshold == 0.0 <= order[0].no_answer_score or threshold < order[0].no_answer_score
+        assert threshold == 0.0 <= no_answer_score(order[0]) or threshold < no_answer_score(order[0])
 
 
 @given(QUESTIONS, st.randoms(use_true_random=False))
@@ -232,11 +238,22 @@ def test_a_reference_as_prediction_is_worth_100(questions):
     assert {name: value for name, value in metrics.items() if "total" not in name and value != 100.0} == {}
 
 
-def test_averages_leave_out_groups_without_questions_and_abstain_above_a_score():
-    scores = [QuestionScore(1.0, 1.0, True, True, -2.0), QuestionScore(0.0, 0.5, True, True, 1.0)]
-    assert averages(scores)["f1"] == 75.0
-    assert averages(scores, no_answer_above=0.0)["f1"] == 50.0
-    assert "NoAns_f1" not in averages(scores)
+def test_averages_are_of_what_was_returned_and_leave_out_groups_without_questions():
+    predictions = [(example("1", "oak"), "oak", -2.0), (example("2", "oak", "oak pier oak"), "oak pier", 1.0)]
+    outcomes = [score_question(*each) for each in predictions]
+    assert averages(outcomes)["f1"] == pytest.approx(90.0)
+    outcomes = [score_question(*each, no_answer_above=0.0) for each in predictions]
+    assert averages(outcomes)["f1"] == 50.0
+    assert "NoAns_f1" not in averages(outcomes)
+
+
+def test_a_no_answer_score_above_the_threshold_keeps_the_prediction_beside_what_was_returned():
+    outcome = score_question(example("1", "oak pier"), "oak", 0.75, no_answer_above=0.5)
+    assert (outcome.text, outcome.exact, outcome.f1, outcome.right) == ("", 0.0, 0.0, False)
+    assert (outcome.best_text, outcome.best_f1, outcome.score) == ("oak", pytest.approx(2 / 3), -0.75)
+    outcome = score_question(example("2"), "oak", 0.75, no_answer_above=0.5)
+    assert (outcome.text, outcome.exact, outcome.f1, outcome.best_f1) == ("", 1.0, 1.0, 0.0)
+    assert score_question(example("2"), "oak", 0.5, no_answer_above=0.5).text == "oak"
 
 
 # published systems

@@ -64,7 +64,7 @@ def test_tokens_without_characters_bound_no_answer():
     assert [candidate.text for candidate in decision.candidates] == ["a b", "b", "a", ""]
 
 
-def test_a_place_that_two_windows_see_is_two_candidates():
+def test_a_span_that_two_windows_see_gives_two_candidates():
     windows = [window([1, 2], [1, 2], null=(-5.0, 0.0)), window([7], [1], first=1)]
     candidates = official_answer(words("a b"), windows).candidates
     assert [(candidate.text, candidate.score) for candidate in candidates] == [

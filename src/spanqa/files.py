@@ -3,6 +3,7 @@
 What is written appears under its name only when it is complete; a run that fails leaves the file of that name as it was.
 """
 
+import errno
 import gzip
 import json
 import os
@@ -83,6 +84,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
     Until then it has a name of its own, so that two writers never share one. Left by an exception, it is removed.
     """
     path = Path(path)
+    if path.is_dir():  # known before the work is done, not only when the file gets its name
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     umask = os.umask(0)
     os.umask(umask)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)

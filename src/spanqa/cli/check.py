@@ -17,7 +17,7 @@ def check(
     data: Annotated[
         Path | None, typer.Argument(metavar="[DATA]", help="A SQuAD file; eight questions of our own by default.")
     ] = None,
-    max_questions: Annotated[int, typer.Option(min=1, help="Only the first so many questions.")] = 100,
+    max_questions: Annotated[int, typer.Option(min=1, help="Read only the first N questions.")] = 100,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -25,10 +25,8 @@ def check(
 ) -> None:
     """Compare every installed backend and dtype with the reference: logits, answers, F1.
 
-    Exits with 1 when one is outside its tolerance.
+    The exit code is 1 when one is outside its tolerance.
     """
-    from rich.console import Console
-
     from spanqa.evaluate.parity import REFERENCE, check_backends
     from spanqa.reader import Reader
     from spanqa.squad import read_squad
@@ -39,9 +37,8 @@ def check(
         limit = None if backend == REFERENCE else threads
         return Reader.load(model, backend=backend, dtype=dtype, revision=revision, threads=limit)
 
-    console = Console(stderr=True)
-    with console.status("check") as status:
-        rows = list(check_backends(load, examples, progress=status.update))
+    with options.progress_bar("check") as progress:
+        rows = list(check_backends(load, examples, progress=progress))
     if as_json:
         for row in rows:
             typer.echo(json.dumps(asdict(row)))

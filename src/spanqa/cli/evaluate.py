@@ -1,7 +1,7 @@
 """`spanqa evaluate`: official SQuAD numbers, of a model or of a file of predictions."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 from spanqa.cli import options
 
 if TYPE_CHECKING:
+    from spanqa.evaluate import Outcome
     from spanqa.reader import Reader
     from spanqa.squad import Example
 
@@ -17,27 +18,29 @@ if TYPE_CHECKING:
 def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A SQuAD 1.1 or 2.0 file, .json or .json.gz.")],
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Score this {id: text} file, without a model.")
+        Path | None, typer.Option(metavar="FILE", help="Score this {id: text} file; no model is run.")
     ] = None,
     na_probs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --predictions: {id: no-answer score}, for best_*.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write predictions, n-best, null odds and a record of the run here."),
+        typer.Option(
+            metavar="DIR", help="Write predictions, n-best lists, null odds and a record of the run to this folder."
+        ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a page to look at: scores, curves, groups, mistakes.")
+        Path | None, typer.Option(metavar="DIR", help="Write an HTML report: scores, curves, groups, mistakes.")
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --report: outcomes.jsonl of another run's report, to compare with."),
+        typer.Option(metavar="FILE", help="With --report: compare with the outcomes.jsonl of another report."),
     ] = None,
     max_questions: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many questions.", show_default=False)
+        int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Answer only from this score on; the model's setting by default.")
+        float | None, typer.Option(help="The lowest score that is answered; the model's setting by default.")
     ] = None,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
@@ -52,11 +55,13 @@ def evaluate(
 ) -> None:
     """Score a model, or a file of predictions, on SQuAD data with the official metrics.
 
-    "official" follows the rule of transformers' run_qa, "reader" what `spanqa ask` answers.
+    "official" is the rule of transformers' run_qa, "reader" is what `spanqa ask` answers.
     """
     from spanqa.evaluate import evaluate as evaluate_reader
     from spanqa.evaluate import score_file
-    from spanqa.files import write_json
+    from spanqa.evaluate.outcomes import read_outcomes
+    from spanqa.evaluate.run import write_record
+    from spanqa.extras import require
     from spanqa.squad import read_squad
 
     if na_probs is not None and predictions is None:
@@ -64,8 +69,14 @@ def evaluate(
     if against is not None and report is None:
         raise typer.BadParameter("it goes with --report", param_hint="--against")
     if report is not None and predictions is not None:
-        raise typer.BadParameter("a file of predictions has no scores to report on", param_hint="--report")
+        raise typer.BadParameter(
+            "it needs a model: a file of predictions has no scores to report on", param_hint="--report"
+        )
+    if report is not None:
+        require("report")
+    others = None if against is None else read_outcomes(against)
     examples = read_squad(data)[:max_questions]
+    outcomes: list[Outcome] = []
     if predictions is not None:
         record = score_file(examples, predictions, na_probs, data=data)
     else:
@@ -80,15 +91,20 @@ def evaluate(
             overlap=overlap,
             max_answer_tokens=max_answer_tokens,
         )
-        with options.progress_bar("questions", len(examples)) as progress:
-            record = evaluate_reader(reader, examples, out=out, data=data, threshold=threshold, progress=progress)
-    if report is not None:
-        with options.progress_bar("report", len(examples)) as progress:
-            page = _report(reader, examples, record, report, against, threshold, progress)
-        typer.echo(str(page), err=True)
+        with options.progress_bar("questions") as progress:
+            record = evaluate_reader(
+                reader,
+                examples,
+                out=out,
+                data=data,
+                threshold=threshold,
+                on_outcome=outcomes.append,
+                progress=progress,
+            )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "record.json", record)
+        write_record(out, record)
+    if report is not None:
+        typer.echo(str(_report(report, reader, examples, outcomes, record, others)), err=True)
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False))
     else:
@@ -96,21 +112,27 @@ def evaluate(
 
 
 def _report(
+    folder: Path,
     reader: "Reader",
-    examples: "list[Example]",
+    examples: "Sequence[Example]",
+    outcomes: "Sequence[Outcome]",
     record: dict[str, Any],
-    report: Path,
-    against: Path | None,
-    threshold: float | None,
-    progress: Callable[[int], None],
+    others: "Sequence[Outcome] | None",
 ) -> Path:
-    from spanqa.evaluate.outcomes import collect, compare_runs, read_outcomes
+    from spanqa.evaluate.compare import compare_runs
     from spanqa.evaluate.report import write_report
 
-    others = read_outcomes(against) if against is not None else None
-    outcomes = collect(reader, examples, threshold=threshold, progress=progress)
-    comparison = compare_runs(outcomes, others) if others is not None else None
-    return write_report(report, examples, outcomes, record, calibrated=reader.calibrated, difference=comparison)
+    difference = None if others is None else compare_runs(outcomes, others)
+    with options.progress_bar("report") as progress:
+        return write_report(
+            folder,
+            examples,
+            outcomes,
+            record,
+            calibrated=reader.calibrated,
+            difference=difference,
+            progress=progress,
+        )
 
 
 def _show(record: dict[str, Any]) -> None:

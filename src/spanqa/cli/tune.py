@@ -13,14 +13,16 @@ from spanqa.cli import options
 def tune(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A SQuAD file that the model was not trained on.")],
     model: Annotated[str, typer.Option(help="The model's folder; its spanqa.json is written.")],
-    criterion: Annotated[str, typer.Option(help="What the threshold serves: f1, exact, or precision.")] = "f1",
+    criterion: Annotated[
+        str, typer.Option(help="What the threshold should be best for: f1, exact, or precision.")
+    ] = "f1",
     precision: Annotated[
         float | None,
-        typer.Option(help="With --criterion precision: the share of answers to be right.", show_default=False),
+        typer.Option(help="With --criterion precision: the share of answers that must be right.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be stored.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be stored, and write nothing.")] = False,
     max_questions: Annotated[
-        int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)
+        int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
     ] = None,
     as_json: options.Json = False,
     backend: options.Backend = "auto",
@@ -41,9 +43,9 @@ def tune(
     reader = options.load_reader(
         model=model, revision=None, backend=backend, device=device, dtype=dtype, threads=threads
     )
-    with options.progress_bar("questions", len(examples)) as progress:
-        evidence = gather(reader, examples, progress)
-    tuned = fit(evidence, reader.answers.no_answer_threshold, describe_file(data)["sha256"], criterion, precision)  # type: ignore[arg-type]
+    with options.progress_bar("questions") as progress:
+        outcomes = gather(reader, examples, progress)
+    tuned = fit(outcomes, reader.answers.no_answer_threshold, describe_file(data)["sha256"], criterion, precision)  # type: ignore[arg-type]
     if not dry_run:
         store(reader.checkpoint, tuned)
     if as_json:
@@ -58,6 +60,6 @@ def tune(
     typer.echo(f"no-answer threshold {threshold}  ({criterion} {tuned.value:.2f} on {tuned.questions:,} questions)")
     typer.echo(
         f"calibration a {calibration.a:.4f}, b {calibration.b:.4f}, temperature {calibration.temperature:.4f}  "
-        f"(error {tuned.ece_before:.4f} before, {tuned.ece_after:.4f} after)"
+        f"(calibration error {tuned.ece_before:.4f} before, {tuned.ece_after:.4f} after)"
     )
     typer.echo("nothing was written" if dry_run else f"stored in {reader.checkpoint.path / 'spanqa.json'}")

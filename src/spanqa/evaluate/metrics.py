@@ -1,166 +1,84 @@
-"""The official SQuAD metrics: predictions to numbers in percent.
+"""The official SQuAD metrics: outcomes to numbers in percent.
 
 Written from the published algorithm of the SQuAD 2.0 evaluation script, whose names it keeps: exact, f1, total, the same
-with HasAns_ and NoAns_ in front, and, given no-answer scores, best_exact, best_exact_thresh, best_f1, best_f1_thresh.
-It runs no model, reads no file and keeps five values a question.
+with HasAns_ and NoAns_ in front, and, given scores, best_exact, best_exact_thresh, best_f1, best_f1_thresh. It runs no
+model and reads no file.
 
-    normalise   lower case; ASCII punctuation out; a, an, the out; white space squeezed
-    exact       1 when prediction and a reference are then the same
-    f1          of the words that prediction and reference share, counted as often as both have them
-    a question  takes its best reference; references of which nothing is left do not count; a question without any is
-                right when the prediction is empty
-
-Questions of a SQuAD 1.1 file are scored by the same rules, as the 2.0 script does; `exact` is then also given under its
-1.1 name, exact_match. (The 1.1 script differs only for references that consist of articles and punctuation alone.)
+Questions of a SQuAD 1.1 file are scored by the same rules, as the 2.0 script does; `exact` then also appears under its
+1.1 name, exact_match. (The 1.1 script differs only for references made of articles and punctuation alone.)
 
 Source: evaluate-v2.0.py, Rajpurkar, Jia and Liang 2018 (https://arxiv.org/abs/1806.03822).
 """
 
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.errors import DatasetError
+from spanqa.evaluate.outcomes import Outcome, score_question
 from spanqa.squad import Example
 
 Metric = Literal["exact", "f1"]
 Missing = Literal["error", "no_answer"]
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
+def averages(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return exact, f1 and total of what was returned: over all questions, those with an answer and those without.
 
-@dataclass(frozen=True, slots=True)
-class QuestionScore:
-    """What is kept of a scored question.
-
-    `has_answer`: whether the file has references for it. `answered`: whether the prediction is not "", as it stands.
-    `no_answer_score`: the larger, the surer that there is no answer; a probability, log-odds, or None where unknown.
+    A group without questions is left out.
     """
-
-    exact: float
-    f1: float
-    has_answer: bool
-    answered: bool
-    no_answer_score: float | None = None
-
-
-@lru_cache(maxsize=8192)
-def answer_words(text: str) -> tuple[str, ...]:
-    """Return the words of an answer that count.
-
-    >>> answer_words("The U.S.A., in an hour!")
-    ('usa', 'in', 'hour')
-    """
-    return tuple(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
-
-
-def normalize_answer(text: str) -> str:
-    """Return an answer as the official script compares it."""
-    return " ".join(answer_words(text))
-
-
-def word_f1(reference: Sequence[str], prediction: Sequence[str]) -> float:
-    """Return the F1 of two bags of words; where one is empty, 1 if both are.
-
-    >>> word_f1(["pier", "of", "oak"], ["oak", "pier"])
-    0.8
-    """
-    if not reference or not prediction:
-        return float(len(reference) == len(prediction))
-    shared = sum((Counter(reference) & Counter(prediction)).values())
-    if shared == 0:
-        return 0.0
-    precision, recall = shared / len(prediction), shared / len(reference)
-    return 2 * precision * recall / (precision + recall)
-
-
-def question_scores(example: Example, prediction: str) -> tuple[float, float]:
-    """Return exact and f1 of a prediction, 0 to 1, for the reference that suits it best.
-
-    >>> from spanqa.squad import GoldAnswer
-    >>> question_scores(Example("1", "Who?", "…", (GoldAnswer("Ada Lovelace", 0), GoldAnswer("Ada", 0))), "the Ada.")
-    (1.0, 1.0)
-    """
-    guess = answer_words(prediction)
-    references = {words for answer in example.answers if (words := answer_words(answer.text))} or {()}
-    if guess in references:
-        return 1.0, 1.0
-    return 0.0, max(word_f1(words, guess) for words in references)
-
-
-def score_question(example: Example, prediction: str, no_answer_score: float | None = None) -> QuestionScore:
-    """Return what `summarize` needs of a question."""
-    exact, f1 = question_scores(example, prediction)
-    return QuestionScore(exact, f1, bool(example.answers), bool(prediction), no_answer_score)
-
-
-def averages(scores: Sequence[QuestionScore], no_answer_above: float = math.inf) -> dict[str, Any]:
-    """Return exact, f1 and total over all questions, those with an answer (HasAns_) and those without (NoAns_).
-
-    A question whose no-answer score is above `no_answer_above` counts as answered "". A group without questions is left
-    out.
-    """
-    has_answer = np.array([score.has_answer for score in scores])
-    abstained = _no_answer_scores(scores) > no_answer_above
-    values = {
-        name: np.where(abstained, ~has_answer, np.array([getattr(score, name) for score in scores]))
-        for name in ("exact", "f1")
-    }
+    answerable = column(outcomes, "answerable")
     metrics: dict[str, Any] = {}
-    for prefix, chosen in (("", np.full(len(scores), True)), ("HasAns_", has_answer), ("NoAns_", ~has_answer)):
+    for prefix, chosen in (("", np.full(len(outcomes), True)), ("HasAns_", answerable), ("NoAns_", ~answerable)):
         if total := int(chosen.sum()):
-            metrics |= {prefix + name: 100.0 * math.fsum(array[chosen]) / total for name, array in values.items()}
+            for name in ("exact", "f1"):
+                metrics[prefix + name] = 100.0 * math.fsum(column(outcomes, name)[chosen]) / total
             metrics[f"{prefix}total"] = total
     return metrics
 
 
-def summarize(scores: Sequence[QuestionScore], na_prob_thresh: float = 1.0) -> dict[str, Any]:
-    """Return the official metrics; best_* where there are no-answer scores, exact_match where every question has an answer.
+def summarize(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the official metrics; best_* where there are scores, exact_match where every question has an answer.
 
     Raises:
         DatasetError: there is no question.
     """
-    if not scores:
+    if not outcomes:
         raise DatasetError("There is no question to score. Give at least one.")
-    metrics = averages(scores, na_prob_thresh)
+    metrics = averages(outcomes)
     if "NoAns_total" not in metrics:
         metrics = {"exact_match": metrics["exact"], **metrics}
-    if scores[0].no_answer_score is not None:
+    if outcomes[0].score is not None:
         for name in ("exact", "f1"):
-            best, threshold = best_threshold(scores, name, official=True)
+            best, threshold = best_threshold(outcomes, name, official=True)
             metrics |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
     return metrics
 
 
-def best_threshold(scores: Sequence[QuestionScore], metric: Metric, *, official: bool = False) -> tuple[float, float]:
+def best_threshold(outcomes: Sequence[Outcome], metric: Metric, *, official: bool = False) -> tuple[float, float]:
     """Return the best average, in percent, that a threshold on the no-answer score gives, and the least such threshold.
 
-    A question is answered when its score is at most the threshold. So each score is a threshold to try, and one more, at
-    which every question is answered "": 0.0 where all scores are above it, else the next number below the smallest.
-    As in the official script, an unanswerable question counts as wrong once its prediction is not "", even where nothing
-    of it is left normalised.
+    The no-answer score is minus the `score` of an outcome. A question is answered, by its prediction, when its no-answer
+    score is at most the threshold. So each no-answer score is a threshold to try, and one more, at which every question is
+    answered "": 0.0 where all no-answer scores are above it, else the next number below the smallest. As in the official
+    script, an unanswerable question counts as wrong once its prediction is not "", even where normalisation leaves nothing
+    of it.
 
-    With `official` the numbers are the script's own. They differ in two cases: where scores are equal, it cuts between
-    them, in the order given, which no threshold can do; and where the smallest is 0, it gives 0.0 for answering all "",
-    which answers that question. Where scores are negative (log-odds), it gives 0.0 too; that is wrong altogether, and
-    we do not follow.
+    With `official` the numbers are the script's own. They differ in two cases. Where no-answer scores are equal, it cuts
+    between them, in the order given, which no threshold can do. Where the smallest is 0, it gives 0.0 for answering all
+    questions "", although 0.0 answers that question. Where no-answer scores are negative (log-odds), the script gives 0.0
+    too; that is plainly wrong, and we do not follow it.
     """
-    no_answer = _no_answer_scores(scores)
+    no_answer = np.array([-math.inf if outcome.score is None else -outcome.score for outcome in outcomes])
     order = np.argsort(no_answer, kind="stable")
     thresholds = no_answer[order]
-    has_answer = np.array([score.has_answer for score in scores])
-    answered = np.array([score.answered for score in scores])
-    gains = np.where(has_answer, np.array([getattr(score, metric) for score in scores]), -1.0 * answered)
-    totals = np.cumsum(np.concatenate([[np.count_nonzero(~has_answer)], gains[order]]))
+    answerable = column(outcomes, "answerable")
+    answered = np.array([bool(outcome.best_text) for outcome in outcomes])
+    gains = np.where(answerable, column(outcomes, f"best_{metric}"), -1.0 * answered)
+    totals = np.cumsum(np.concatenate([[np.count_nonzero(~answerable)], gains[order]]))
     if not official:
         totals[1:-1][thresholds[:-1] == thresholds[1:]] = -np.inf  # cuts inside a group of equal scores
     best = int(totals.argmax())
@@ -170,11 +88,12 @@ def best_threshold(scores: Sequence[QuestionScore], metric: Metric, *, official:
         threshold = 0.0
     else:
         threshold = math.nextafter(float(thresholds[0]), -math.inf)
-    return 100.0 * float(totals[best]) / len(scores), threshold
+    return 100.0 * float(totals[best]) / len(outcomes), threshold
 
 
-def _no_answer_scores(scores: Sequence[QuestionScore]) -> NDArray[np.float64]:
-    return np.array([-math.inf if score.no_answer_score is None else score.no_answer_score for score in scores])
+def column(outcomes: Sequence[Outcome], name: str) -> NDArray[Any]:
+    """Return one field of all outcomes as an array."""
+    return np.array([getattr(outcome, name) for outcome in outcomes])
 
 
 def score_squad(
@@ -198,13 +117,14 @@ def score_squad(
         _require(examples, predictions, "prediction", 'or score them as unanswered with missing="no_answer"')
     if na_probs is not None:
         _require(examples, na_probs, "no-answer score", "or leave no-answer scores out")
-        place = {key: position for position, key in enumerate(na_probs)}
-        examples = sorted(examples, key=lambda example: place[example.id])  # their order settles ties
-    scores = []
+        position = {key: number for number, key in enumerate(na_probs)}
+        examples = sorted(examples, key=lambda example: position[example.id])  # their order settles ties
+    outcomes = []
     for example in examples:
         no_answer_score = None if na_probs is None else _number(example.id, na_probs[example.id])
-        scores.append(score_question(example, _text(example.id, predictions.get(example.id, "")), no_answer_score))
-    return summarize(scores, na_prob_thresh)
+        text = _text(example.id, predictions.get(example.id, ""))
+        outcomes.append(score_question(example, text, no_answer_score, no_answer_above=na_prob_thresh))
+    return summarize(outcomes)
 
 
 def _require(examples: Sequence[Example], given: Mapping[str, Any], what: str, way_out: str) -> None:

@@ -4,13 +4,13 @@
     N   the smallest null score, over the windows
     answer  "" when N - S > the threshold, else the best span        no-answer score  sigmoid(N - S)
 
-It differs from `spanqa.answers`, which compares each span with the null score of its own window. It is here so that
-numbers can be compared with published ones; it loads nothing and writes no file.
+`spanqa.answers` decides differently: it compares each span with the null score of its own window. This rule is here so that
+numbers can be compared with published ones. The module loads nothing and writes no file.
 
 run_qa looks for S among pairs of the 20 best starts and the 20 best ends of a window, question and padding included. Here
-every span of the passage is looked at, so the answers differ only where the best span is not such a pair (on 800 questions
-of SQuAD's dev set: never), and the tails of n-best lists more often (on every fourth question). As in run_qa, a place that
-two windows see is two candidates, and probabilities are those among the candidates kept.
+every span of the passage is looked at. So answers differ only where the best span is not such a pair (never, on 800
+questions of SQuAD's dev set), and the tails of n-best lists differ more often (on every fourth question). As in run_qa, a
+span that two windows see gives two candidates, and probabilities are shares among the candidates kept.
 
 Source: transformers, examples/pytorch/question-answering/utils_qa.py, `postprocess_qa_predictions`.
 """
@@ -32,7 +32,7 @@ Rule = Literal["squad_v1", "squad_v2"]
 """With squad_v2 (run_qa's --version_2_with_negative) the answer may be ""; with squad_v1 it is always the best span."""
 
 NOTHING_TO_READ = 1e9
-"""The null odds of a passage that holds no span at all: beyond every threshold, and a number that JSON can write."""
+"""The null odds of a passage without any span: above every threshold, and a number that JSON can write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What run_qa writes of a question: the prediction, N - S, and the candidates, best first (never none)."""
+    """What run_qa writes for a question: the prediction, N - S, and the candidates, best first (at least one)."""
 
     text: str
     null_odds: float
@@ -77,7 +77,7 @@ class Decision:
 
     @property
     def no_answer_probability(self) -> float:
-        """The null odds between 0 and 1: what the official script takes as no-answer probability."""
+        """The null odds between 0 and 1: the no-answer probability of the official script."""
         return 1 / (1 + math.exp(-self.null_odds)) if self.null_odds > -700 else 0.0
 
 
@@ -89,34 +89,34 @@ def official_answer(
 ) -> Decision:
     """Decide a question as run_qa does.
 
-    The candidates are the best `n_best` among the spans and, with squad_v2, "no answer"; that one is added at the end
-    where it is not among them. Equal scores are settled by the earlier window, then the earlier and shorter span.
-    A passage that holds no span, being empty, is answered "".
+    The candidates are the best `n_best` among the spans and, with squad_v2, "no answer", which is added at the end if it is
+    not among them. Of equal scores the earlier window comes first, then the earlier and shorter span. A passage without
+    any span is answered "".
     """
     null = min(windows, key=lambda window: window.null_score, default=None)
     null_logits = np.array([null.null_start, null.null_end] if null else [0, 0], np.float32)
-    places, logits = _best_spans(windows, passage.tokens.offsets, settings)
-    if not len(places):
+    bounds, logits = _best_spans(windows, passage.tokens.offsets, settings)
+    if not len(bounds):
         return Decision("", NOTHING_TO_READ, _candidates(passage, np.array([[-1, -1]]), null_logits[None]))
     null_odds = float(null_logits.sum(dtype=np.float64) - logits[0].sum(dtype=np.float64))
-    best = passage.text[places[0, 0] : places[0, 1]]
+    best = passage.text[bounds[0, 0] : bounds[0, 1]]
     if rule == "squad_v1":
-        return Decision(best, null_odds, _candidates(passage, places, logits))
+        return Decision(best, null_odds, _candidates(passage, bounds, logits))
     logits = np.concatenate([logits, null_logits[None]])
     kept = np.argsort(-logits.sum(1), kind="stable")[: settings.n_best]
-    if len(places) not in kept:
-        kept = np.append(kept, len(places))
-    candidates = _candidates(passage, np.append(places, [[-1, -1]], 0)[kept], logits[kept])
+    if len(bounds) not in kept:
+        kept = np.append(kept, len(bounds))
+    candidates = _candidates(passage, np.append(bounds, [[-1, -1]], 0)[kept], logits[kept])
     return Decision("" if null_odds > settings.null_score_diff_threshold else best, null_odds, candidates)
 
 
 def _candidates(
-    passage: Passage, places: NDArray[np.integer[Any]], logits: NDArray[np.float32]
+    passage: Passage, bounds: NDArray[np.integer[Any]], logits: NDArray[np.float32]
 ) -> tuple[Candidate, ...]:
-    """Return the candidates at the places, characters `[start, end)`, (-1, -1) being "no answer"."""
+    """Return the candidates for these bounds, characters `[start, end)`; (-1, -1) is "no answer"."""
     scores = logits.sum(1)
     shares = np.exp(scores - scores.max(), dtype=np.float64)
-    rows = zip(places.tolist(), scores.tolist(), (shares / shares.sum()).tolist(), logits.tolist(), strict=True)
+    rows = zip(bounds.tolist(), scores.tolist(), (shares / shares.sum()).tolist(), logits.tolist(), strict=True)
     return tuple(
         Candidate("", None, None, score, probability, *pair)
         if start < 0
@@ -128,24 +128,24 @@ def _candidates(
 def _best_spans(
     windows: Sequence[WindowLogits], offsets: NDArray[np.int32], settings: OfficialSettings
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the best spans of all windows, best first: characters `[start, end)`, and start and end logit, `[span, 2]`."""
-    places, logits = [np.empty((0, 2), np.int32)], [np.empty((0, 2), np.float32)]
+    """Return the best spans of all windows, best first: their characters `[start, end)` and their two logits, `[span, 2]`."""
+    bounds, logits = [np.empty((0, 2), np.int32)], [np.empty((0, 2), np.float32)]
     for window in windows:
         tokens = offsets[window.first : window.first + len(window.start)]
         band = span_band(window.start, window.end, settings.max_answer_tokens)
         forbid_blank(band, tokens)
         first, extent = _largest(band, settings.n_best)
-        places.append(np.stack([tokens[first, 0], tokens[first + extent, 1]], 1))
+        bounds.append(np.stack([tokens[first, 0], tokens[first + extent, 1]], 1))
         logits.append(np.stack([window.start[first], window.end[first + extent]], 1))
-    place, logit = np.concatenate(places), np.concatenate(logits)
+    bound, logit = np.concatenate(bounds), np.concatenate(logits)
     order = np.argsort(-logit.sum(1), kind="stable")[: settings.n_best]
-    return place[order], logit[order]
+    return bound[order], logit[order]
 
 
 def _largest(band: NDArray[np.float32], count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the rows and columns of the `count` largest possible entries, best first; equal ones by row, then column.
 
-    They lie in the rows whose own largest entries are the largest, so only those are searched.
+    They are in the rows with the largest maxima, so only those are searched.
     """
     rows = _at_least_nth(band.max(1), count)
     chosen = band[rows].ravel()
@@ -155,6 +155,6 @@ def _largest(band: NDArray[np.float32], count: int) -> tuple[NDArray[np.intp], N
 
 
 def _at_least_nth(values: NDArray[np.float32], n: int) -> NDArray[np.intp]:
-    """Return the places of the possible values that are not below the n-th largest; with ties these are more than n."""
+    """Return the indices of the possible values that are not below the n-th largest; ties can make these more than n."""
     least = np.partition(values, -n)[-n] if n < len(values) else IMPOSSIBLE
     return np.flatnonzero((values >= least) & (values > IMPOSSIBLE))

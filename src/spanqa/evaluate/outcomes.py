@@ -1,52 +1,92 @@
-"""What became of each question: the answer given, how sure, and whether it is right; and what that says when counted.
+"""The outcome of each question: what was predicted, what was returned, and how good that is.
 
-    reader, examples -> Outcome for each -> groups, curves, comparison of two runs
+    reader and examples  -> collect        -> outcomes
+    a file's predictions -> score_question -> outcomes
 
-An outcome is what `Reader.ask` returns: the best place, or no answer below the threshold. It counts as right when its official
-F1 is at least 0.5. Nothing is drawn here: that is `spanqa.evaluate.report`.
+`collect` is the only pass of a model over a data set: metrics, reports, tuning and comparisons all read its outcomes.
+An outcome keeps the best prediction and also what was returned at the threshold, so no threshold needs a second pass.
+Nothing is averaged here: see `spanqa.evaluate.metrics` and `spanqa.evaluate.curves`.
 """
 
 import json
+import math
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.errors import DatasetError
-from spanqa.evaluate.metrics import question_scores
-from spanqa.evaluate.run import read_all
-from spanqa.evaluate.tune import RIGHT
-from spanqa.reader import Reader
+from spanqa.answers import margins
+from spanqa.batches import WindowLogits
+from spanqa.calibration import log_sum_exp
+from spanqa.errors import DatasetError, InputError
+from spanqa.evaluate.scoring import question_scores
+from spanqa.files import read_text, replacing
+from spanqa.progress import Progress, silent
+from spanqa.reader import Reader, Reading
+from spanqa.spans import distinct_spans
 from spanqa.squad import Example
+from spanqa.tokens import Passage
+
+RIGHT = 0.5
+"""An answer counts as right from this official F1 on, where it must be right or wrong."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A question and what became of it.
+class GoldSpan:
+    """The first reference answer that a legal span covers, and how the model scored that span.
 
-    `text`, `start` and `probability` are those of what was returned; `score` is that of the best place, whatever was returned. `best_f1` is the
-    official F1 of the best place, as if it had been returned. `passage_tokens` and `answer_place` (between 0 and 1: where in the
-    passage the first reference answer begins) are for grouping.
+    `start` and `end` are its characters in the passage. `score` is M of the span: its margin over "no answer". `rank` is its
+    place among all legal spans of the passage, 1 for the best; spans with equal scores share a rank. `window` is the index
+    of the window that gave the score, and `window_margin` the largest margin of any span in that window: above `score`
+    when the window itself prefers another span, below 0 when it prefers "no answer".
+    """
+
+    start: int
+    end: int
+    score: float
+    rank: int
+    window: int
+    window_margin: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A question, what was predicted for it, what was returned, and how good both are.
+
+    `best_text`, `best_exact` and `best_f1` are the prediction and its official scores, 0 to 1, whatever the threshold: the
+    best span of a reader, or the entry of a predictions file. `text`, `exact` and `f1` are the same for what was returned:
+    the prediction, or "" where the threshold rejects it. `score` grows with the confidence that there is an answer: M* for
+    a reader (-inf where there was nothing to read), minus the no-answer score otherwise, None where there is none.
+
+    `answerable` says whether the data has a reference answer, and `cause`, if labelled, why it has none. `answer_position`
+    (0 to 1, where in the passage it starts) and `answer_words` describe the first reference.
+
+    Only a reader knows the rest. `start` and `probability` belong to what was returned. `gold` is None where no legal
+    span covers a reference. `log_share` is only there on request: see `collect`.
     """
 
     id: str
     question: str
+    answerable: bool
     text: str
-    start: int | None
-    score: float
-    probability: float
     exact: float
     f1: float
+    best_text: str
+    best_exact: float
     best_f1: float
-    answerable: bool
-    cause: str | None
-    passage_tokens: int
-    answer_place: float | None
-    answer_words: int | None
+    score: float | None = None
+    cause: str | None = None
+    answer_position: float | None = None
+    answer_words: int | None = None
+    start: int | None = None
+    probability: float | None = None
+    passage_tokens: int | None = None
+    gold: GoldSpan | None = None
+    log_share: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     @property
     def right(self) -> bool:
@@ -54,242 +94,170 @@ class Outcome:
         return self.f1 >= RIGHT
 
 
+def score_question(
+    example: Example, prediction: str, no_answer_score: float | None = None, *, no_answer_above: float = math.inf
+) -> Outcome:
+    """Return the outcome of a prediction. A no-answer score above `no_answer_above` turns it into "".
+
+    As in the official script, "" forced by the threshold is right exactly when the question has no reference.
+    """
+    exact, f1 = question_scores(example, prediction)
+    gold = example.answers[0] if example.answers else None
+    outcome = Outcome(
+        id=example.id,
+        question=example.question,
+        answerable=gold is not None,
+        text=prediction,
+        exact=exact,
+        f1=f1,
+        best_text=prediction,
+        best_exact=exact,
+        best_f1=f1,
+        score=None if no_answer_score is None else -no_answer_score,
+        cause=example.cause,
+        answer_position=None if gold is None else gold.start / max(1, len(example.passage)),
+        answer_words=None if gold is None else len(gold.text.split()),
+    )
+    if no_answer_score is None or no_answer_score <= no_answer_above:
+        return outcome
+    return replace(outcome, text="", exact=float(gold is None), f1=float(gold is None))
+
+
 def collect(
     reader: Reader,
     examples: Sequence[Example],
     *,
     threshold: float | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[Outcome]:
-    """Ask every question and return what became of it."""
+    temperatures: Sequence[float] | NDArray[np.float64] = (),
+    progress: Progress = silent,
+) -> Iterator[tuple[Example, Reading, Outcome]]:
+    """Run the model once over the examples, and yield each with its reading and its outcome, in order.
+
+    `threshold` decides what is returned; None is the reader's own. With `temperatures`, `log_share` of an outcome is the
+    logarithm, at each of them, of the share of the best span and the spans that overlap it in the sum of exp(M/T) over all
+    spans; it stays None where there is nothing to read.
+
+    Raises:
+        InputError: a question cannot be read; the message starts with its id.
+    """
     least = reader.answers.no_answer_threshold if threshold is None else threshold
-    found = []
-    for done, (example, reading) in enumerate(read_all(reader, examples), 1):
-        ranking = reader.decode(reading)
-        answer = ranking.best(least)
-        best = ranking.answers[0].text if ranking.answers else ""
-        exact, f1 = question_scores(example, answer.text)
-        gold = example.answers[0] if example.answers else None
-        found.append(
-            Outcome(
-                id=example.id,
-                question=example.question,
-                text=answer.text,
-                start=answer.start,
-                score=ranking.best_score,
-                probability=answer.probability,
-                exact=exact,
-                f1=f1,
-                best_f1=question_scores(example, best)[1],
-                answerable=gold is not None,
-                cause=example.cause,
-                passage_tokens=len(reading.passages[0].tokens),
-                answer_place=None if gold is None else gold.start / max(1, len(example.passage)),
-                answer_words=None if gold is None else len(gold.text.split()),
-            )
+    for done, (example, reading) in enumerate(_read(reader, examples), 1):
+        yield example, reading, _outcome(reader, example, reading, least, temperatures)
+        progress(done, len(examples))
+
+
+def _read(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[Example, Reading]]:
+    """Yield each example with its reading; an error names the id of its question."""
+    taken: deque[Example] = deque()  # the reader has asked for these and not yet answered
+
+    def questions() -> Iterator[tuple[str, list[str]]]:
+        for example in examples:
+            taken.append(example)
+            yield example.question, [example.passage]
+
+    try:
+        for reading in reader.forward(questions()):
+            yield taken.popleft(), reading
+    except InputError as error:  # it belongs to the first one without an answer
+        raise type(error)(f"Question id {taken[0].id!r}: {error}") from None
+
+
+def _outcome(
+    reader: Reader,
+    example: Example,
+    reading: Reading,
+    threshold: float,
+    temperatures: Sequence[float] | NDArray[np.float64],
+) -> Outcome:
+    ranking = reader.decode(reading)
+    returned = ranking.best(threshold)
+    best = ranking.best(-math.inf)
+    passage, windows = reading.passages[0], reading.logits[0]
+    band = margins(passage, windows, reader.answers.max_answer_tokens)
+    return replace(
+        score_question(example, best.text, -ranking.best_score, no_answer_above=-threshold),
+        start=returned.start,
+        probability=returned.probability,
+        passage_tokens=len(passage.tokens),
+        gold=_gold_span(example, passage, windows, band),
+        log_share=_log_share(band, passage, temperatures) if len(temperatures) else None,
+    )
+
+
+def _gold_span(
+    example: Example, passage: Passage, windows: Sequence[WindowLogits], band: NDArray[np.float32]
+) -> GoldSpan | None:
+    offsets = passage.tokens.offsets
+    for answer in example.answers:
+        start = answer.start + len(answer.text) - len(answer.text.lstrip())
+        end = start + len(answer.text.strip())
+        if passage.text[start:end] != answer.text.strip():
+            continue  # the words are not where the data says
+        first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+        last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+        if not 0 <= last - first < band.shape[1] or band[first, last - first] == -np.inf:
+            continue
+        score = band[first, last - first]
+        scores = [_margin(window, first, last) for window in windows]
+        index = int(np.argmax(scores))
+        alone = margins(passage, [windows[index]], band.shape[1])
+        return GoldSpan(
+            start=int(offsets[first, 0]),
+            end=int(offsets[last, 1]),
+            score=float(score),
+            rank=1 + int(np.count_nonzero(band > score)),
+            window=index,
+            window_margin=float(alone.max()),
         )
-        if progress:
-            progress(done)
-    return found
+    return None
+
+
+def _margin(window: WindowLogits, first: int, last: int) -> float:
+    """Return the margin of passage tokens `first` to `last` in a window; -inf where the window does not hold them all."""
+    if first < window.first or last >= window.first + len(window.start):
+        return -math.inf
+    return float(window.start[first - window.first] - np.float32(window.null_score) + window.end[last - window.first])
+
+
+def _log_share(
+    band: NDArray[np.float32], passage: Passage, temperatures: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    best = next(distinct_spans(band, passage.tokens.offsets, 1), None)
+    if best is None:
+        return None
+    _, taken = best
+    legal = band[np.isfinite(band)]
+    return np.array([log_sum_exp(taken, each) - log_sum_exp(legal, each) for each in temperatures])
 
 
 def write_outcomes(path: str | os.PathLike[str], outcomes: Iterable[Outcome]) -> None:
-    """Write outcomes as JSON, one a line."""
-    with Path(path).open("w", encoding="utf-8") as file:
+    """Write the outcomes of a reader as JSON, one a line, without `log_share`; a score of -inf becomes null."""
+    with replacing(path) as file:
         for outcome in outcomes:
-            file.write(json.dumps(asdict(outcome), ensure_ascii=False) + "\n")
+            row = asdict(replace(outcome, log_share=None))
+            del row["log_share"]
+            if outcome.score == -math.inf:
+                row["score"] = None
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
-    """Read what `write_outcomes` wrote.
+    """Read a file that `write_outcomes` wrote.
 
     Raises:
-        DatasetError: the file is missing, or holds something else.
+        DatasetError: the file cannot be read, or holds something else.
     """
+    lines = read_text(path).split("\n")  # not splitlines: a text may hold other kinds of line ends
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
-        return [Outcome(**json.loads(line)) for line in lines]
-    except (OSError, ValueError, TypeError) as error:
+        return [_from_json(json.loads(line)) for line in lines if line]
+    except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(
-            f"{str(path)!r} is no file of outcomes ({error}). Expected outcomes.jsonl from a folder that `spanqa evaluate --report` wrote."
+            f"{str(path)!r} is not a file of outcomes ({error}). Expected outcomes.jsonl from a folder that "
+            "`spanqa evaluate --report` wrote."
         ) from None
 
 
-# --- groups
-
-_TYPES = (
-    ("how many", r"how (?:many|much)"),
-    ("how long, far, old", r"how (?:long|far|old|often|tall|large|big)"),
-    ("how", r"how"),
-    ("who", r"who|whom|whose"),
-    ("when", r"when|(?:in )?(?:what|which) (?:year|month|day|century|decade|date)"),
-    ("where", r"where|(?:in )?(?:what|which) (?:city|country|state|place|town)"),
-    ("why", r"why"),
-    ("which", r"which"),
-    ("what", r"what"),
-)
-
-
-def question_type(question: str) -> str:
-    """Return who, when, how many, ...: by the question word that comes first, "other" where there is none.
-
-    >>> question_type("In what year was it built?"), question_type("Name the builder.")
-    ('when', 'other')
-    """
-    found = [
-        (match.start(), order, name)
-        for order, (name, pattern) in enumerate(_TYPES)
-        if (match := re.search(rf"\b(?:{pattern})\b", question, re.IGNORECASE))
-    ]
-    return min(found)[2] if found else "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Questions that have something in common, and their average exact match and F1 in percent."""
-
-    name: str
-    questions: int
-    exact: float
-    f1: float
-
-
-def groups(outcomes: Sequence[Outcome], name_of: Callable[[Outcome], str | None]) -> list[Group]:
-    """Return the groups by name, the largest first; questions whose name is None are in none."""
-    members: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        name = name_of(outcome)
-        if name is not None:
-            members.setdefault(name, []).append(outcome)
-    made = [
-        Group(name, len(each), 100 * _mean([o.exact for o in each]), 100 * _mean([o.f1 for o in each]))
-        for name, each in members.items()
-    ]
-    return sorted(made, key=lambda group: -group.questions)
-
-
-def bucket(value: float | None, bounds: Sequence[float], unit: str) -> str | None:
-    """Name the bucket of a number: "up to 100 tokens", "101 to 200 tokens", "over 200 tokens".
-
-    >>> bucket(150, (100, 200), "tokens")
-    '101 to 200 tokens'
-    """
-    if value is None:
-        return None
-    low: float | None = None
-    for bound in bounds:
-        if value <= bound:
-            return f"up to {bound:g} {unit}" if low is None else f"{low + 1:g} to {bound:g} {unit}"
-        low = bound
-    return f"over {low:g} {unit}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
-
-
-# --- curves
-
-
-def risk_coverage(outcomes: Sequence[Outcome]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Return coverage, risk, and the area under risk over coverage.
-
-    Outcomes are taken in order of falling probability; risk is the share of wrong ones among those taken. Of equal
-    probabilities all are taken together. Source: El-Yaniv & Wiener 2010; the area as in Geifman & El-Yaniv 2017.
-    """
-    order = np.argsort([-outcome.probability for outcome in outcomes], kind="stable")
-    return risk_coverage_of(
-        np.array([outcome.probability for outcome in outcomes])[order],
-        np.array([outcome.right for outcome in outcomes])[order],
-    )
-
-
-def risk_coverage_of(
-    sureness: NDArray[np.float64], right: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """As `risk_coverage`, of numbers in any order.
-
-    >>> coverage, risk, area = risk_coverage_of(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]))
-    >>> risk.round(2).tolist(), round(area, 4)
-    ([0.0, 0.5, 0.33], 0.2778)
-    """
-    order = np.argsort(-sureness, kind="stable")
-    wrong = np.cumsum(~right[order])
-    taken = np.arange(1, len(order) + 1)
-    last = np.append(np.diff(sureness[order]) != 0, True)
-    ends = np.flatnonzero(last)
-    risk = (wrong / taken)[ends]
-    sizes = np.diff(np.concatenate([[0], taken[ends]]))
-    return taken[ends] / len(order), risk, float((risk * sizes).sum() / len(order))
-
-
-def threshold_curve(outcomes: Sequence[Outcome]) -> dict[str, NDArray[np.float64]]:
-    """Return, by threshold on the score, precision and recall of answering, and F1 with abstaining counted.
-
-    Precision is the share of right ones among the answers given, recall that among the questions that have an answer.
-    """
-    scores = np.array([outcome.score for outcome in outcomes])
-    answerable = np.array([outcome.answerable for outcome in outcomes])
-    f1 = np.where(answerable, [outcome.best_f1 for outcome in outcomes], 0.0)
-    order = np.argsort(-scores, kind="stable")
-    right = np.cumsum(f1[order] >= RIGHT)
-    given = np.arange(1, len(order) + 1)
-    total = np.cumsum(f1[order]) + np.cumsum(~answerable[order][::-1])[::-1] - ~answerable[order]
-    return {
-        "threshold": scores[order],
-        "precision": right / given,
-        "recall": right / max(1, int(answerable.sum())),
-        "f1": total / len(order),
-    }
-
-
-# --- two runs
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The difference of two runs' F1 in percent on the same questions, its 95 % interval, and how many differ."""
-
-    f1: float
-    other_f1: float
-    difference: float
-    low: float
-    high: float
-    better: int
-    worse: int
-    questions: int
-
-
-def compare_runs(
-    outcomes: Sequence[Outcome], others: Sequence[Outcome], draws: int = 2000, seed: int = 0
-) -> Difference:
-    """Return the difference in F1 with a paired bootstrap interval: questions are drawn again, both runs' together.
-
-    Source: Berg-Kirkpatrick, Burkett & Klein 2012.
-
-    Raises:
-        DatasetError: the runs are not on the same questions.
-    """
-    theirs = {outcome.id: outcome for outcome in others}
-    mine = {outcome.id for outcome in outcomes}
-    if mine != set(theirs):
-        odd = sorted(mine ^ set(theirs))
-        raise DatasetError(
-            f"The runs are not on the same questions: {len(odd)} are in one only, such as {odd[0]!r}. Compare runs on one file."
-        )
-    f1 = np.array([outcome.f1 for outcome in outcomes])
-    other = np.array([theirs[outcome.id].f1 for outcome in outcomes])
-    gaps = f1 - other
-    generator = np.random.default_rng(seed)
-    means = [float(gaps[generator.integers(0, len(gaps), len(gaps))].mean()) for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(
-        f1=100 * float(f1.mean()),
-        other_f1=100 * float(other.mean()),
-        difference=100 * float(gaps.mean()),
-        low=100 * float(low),
-        high=100 * float(high),
-        better=int((gaps > 0).sum()),
-        worse=int((gaps < 0).sum()),
-        questions=len(gaps),
-    )
+def _from_json(row: dict[str, Any]) -> Outcome:
+    gold = None if row["gold"] is None else GoldSpan(**row["gold"])
+    score = -math.inf if row["score"] is None else row["score"]
+    return Outcome(**{**row, "gold": gold, "score": score})

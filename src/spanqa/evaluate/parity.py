@@ -1,7 +1,7 @@
-"""The same model on every backend and in every precision, against the reference: logits, answers, F1.
+"""The same model on every backend and in every precision, compared with the reference: logits, answers, F1.
 
-`check_backends` runs the questions once on NumPy in fp32, then on each backend and dtype that this machine has, and says
-where one is outside its tolerance.
+`check_backends` runs the questions once on NumPy in fp32, then on each backend and dtype of this machine, and says which
+are outside their tolerance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from spanqa.backends.registry import BACKENDS
 from spanqa.errors import BackendError, CheckpointError
-from spanqa.evaluate.metrics import score_question, summarize
+from spanqa.evaluate.metrics import averages
+from spanqa.evaluate.outcomes import score_question
+from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
 
@@ -26,8 +28,8 @@ EXAMPLES = Path(__file__).parent / "harbour.json"
 class Tolerance:
     """How far a precision may be from the reference; None is "not compared".
 
-    `logits` in logits, `probability` of where the answer starts and ends within a window, `f1` in points. F1 is compared
-    from 1,000 questions on: below that one question moves it by more than the tolerance.
+    `logits` is in logits, `probability` is that of where the answer starts and ends within a window, `f1` is in points. F1
+    is compared from 1,000 questions on: with fewer, one question moves it by more than the tolerance.
     """
 
     logits: float | None
@@ -45,10 +47,10 @@ TOLERANCES = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One backend in one precision beside the reference.
+    """One backend in one precision, compared with the reference.
 
-    `logits` and `probability` are the largest differences, `answers` the share of questions answered the same, `f1` in
-    percent. `problem` says what is outside its tolerance, or why the backend could not run; `ran` tells these apart.
+    `logits` and `probability` are the largest differences, `answers` is the share of questions with the same answer, `f1`
+    is in percent. `problem` says what is outside its tolerance, or, where `ran` is False, why the backend could not run.
     """
 
     backend: str
@@ -75,46 +77,48 @@ def check_backends(
     load: Callable[[str, str], Reader],
     examples: Sequence[Example] | None = None,
     *,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Comparison]:
     """Yield a comparison for the reference, then for each other backend and dtype.
 
     `load(backend, dtype)` gives the reader. Without `examples`, eight questions that come with spanqa are asked.
-    `progress` is called with the name of what runs.
+    `progress` counts backends and dtypes; its note names the one that runs.
     """
     examples = examples or read_squad(EXAMPLES)
     reference: _Run | None = None
     names = [REFERENCE, *(name for name in BACKENDS if name != REFERENCE)]
+    total = sum(len(BACKENDS[name].dtypes) for name in names if BACKENDS[name].installed)
+    done = 0
     for name in names:
-        info = BACKENDS[name]
-        if not info.installed:
+        if not BACKENDS[name].installed:
             yield Comparison(name, "", ran=False, problem="not installed")
             continue
-        for dtype in info.dtypes:
-            if progress:
-                progress(f"{name} {dtype}")
+        for dtype in BACKENDS[name].dtypes:
+            progress(done, total, f"{name} {dtype}")
             try:
                 run = _run(load(name, dtype), examples)
+                reference = reference or run
+                row = _compare(name, dtype, run, reference)
             except (BackendError, CheckpointError) as error:
-                yield Comparison(name, dtype, ran=False, problem=str(error))
-                continue
-            reference = reference or run
-            yield _compare(name, dtype, run, reference)
+                row = Comparison(name, dtype, ran=False, problem=str(error))
+            done += 1
+            progress(done, total)
+            yield row
 
 
 def _run(reader: Reader, examples: Sequence[Example]) -> _Run:
-    logits, answers, scores = [], [], []
+    logits, answers, outcomes = [], [], []
     begin = perf_counter()
     readings = list(reader.forward((example.question, [example.passage]) for example in examples))
     seconds = perf_counter() - begin
     for example, reading in zip(examples, readings, strict=True):
         answer = reader.decode(reading).best(reader.answers.no_answer_threshold)
         answers.append((answer.text, answer.start))
-        scores.append(score_question(example, answer.text))
+        outcomes.append(score_question(example, answer.text))
         for window in reading.logits[0]:
             start, end = np.append(np.float32(window.null_start), window.start), np.append(window.null_end, window.end)
             logits.append(np.stack([start, end]).astype(np.float32))
-    return _Run(logits, answers, summarize(scores)["f1"], seconds)
+    return _Run(logits, answers, averages(outcomes)["f1"], seconds)
 
 
 def _compare(name: str, dtype: str, run: _Run, reference: _Run) -> Comparison:

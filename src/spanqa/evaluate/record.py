@@ -1,7 +1,4 @@
-"""What a number is worth nothing without: which model, data, versions and settings made it.
-
-It measures nothing; `spanqa.evaluate.run` puts its record beside the metrics.
-"""
+"""Which model, data, versions and settings made a number. `spanqa.evaluate.run` puts this record beside the metrics."""
 
 import hashlib
 import math
@@ -23,7 +20,7 @@ from spanqa.squad import Example
 
 
 def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Return date (UTC), command line, and the versions of Python, spanqa and the packages named."""
+    """Return the date (UTC), the command line, and the versions of Python, spanqa and the named packages."""
     program, *arguments = sys.argv or [""]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -34,7 +31,7 @@ def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def describe_reader(reader: Reader) -> dict[str, Any]:
-    """Return what a reader computes with: model, backend, device, dtype, windows, calibration."""
+    """Return the model, backend, device, dtype, windows and calibration of a reader."""
     checkpoint, backend = reader.checkpoint, reader.backend
     return {
         "model": {"name": _model_name(checkpoint.path), "sha256": checkpoint.weights.sha256},
@@ -47,7 +44,7 @@ def describe_reader(reader: Reader) -> dict[str, Any]:
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return name and sha256 of a file, as it lies there (gzip'd or not).
+    """Return the name and sha256 of a file, of its bytes as stored (gzip'd or not).
 
     Raises:
         DatasetError: it cannot be read.
@@ -60,23 +57,23 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def questions_sha256(examples: Iterable[Example]) -> str:
-    """Return what names a part of a data set that is no file of its own: the hash of its questions' ids, in their order."""
+    """Return a hash that identifies part of a data set: that of its questions' ids, in order."""
     return hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()
 
 
 def reader_packages(reader: Reader) -> tuple[str, ...]:
-    """Return the packages that compute: NumPy, tokenizers, and those of the backend."""
+    """Return the packages whose versions matter: NumPy, tokenizers, and those of the backend."""
     need = NEEDS.get(reader.backend.name)
     return ("numpy", "tokenizers", *(need.packages if need else ()))
 
 
 def finite(number: float) -> float | str:
-    """Return a number as JSON can write it: infinity as text."""
+    """Return a number in a form that JSON can write: infinity as text."""
     return number if math.isfinite(number) else str(number)
 
 
 def _model_name(path: Path) -> str:
-    """The folder's name; in the hub's cache, models--ORG--NAME/snapshots/REVISION, ORG/NAME@REVISION."""
+    """The folder's name; ORG/NAME@REVISION for models--ORG--NAME/snapshots/REVISION in the hub's cache."""
     if path.parent.name == "snapshots":
         return f"{path.parent.parent.name.removeprefix('models--').replace('--', '/')}@{path.name}"
     return path.resolve().name

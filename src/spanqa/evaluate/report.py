@@ -1,50 +1,43 @@
-"""A report that a person can look at: one HTML page that needs nothing else, its pictures as PNG beside it.
+"""A report for people: one HTML page that needs nothing else, with its pictures as PNG files beside it.
 
-It draws and writes what `spanqa.evaluate.outcomes` counted. What it needs: pip install 'spanqa[report]' (matplotlib).
+It draws what `curves`, `groups` and `compare` make of the outcomes. It needs matplotlib: pip install 'spanqa[report]'.
 """
 
-import base64
+import io
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spanqa.errors import InputError
-from spanqa.evaluate.metrics import QuestionScore, best_threshold
-from spanqa.evaluate.outcomes import (
-    Difference,
-    Group,
-    Outcome,
-    bucket,
-    groups,
-    question_type,
-    risk_coverage,
-    threshold_curve,
-    write_outcomes,
-)
-from spanqa.evaluate.tune import expected_calibration_error
+from spanqa.evaluate.compare import Difference
+from spanqa.evaluate.curves import expected_calibration_error, risk_coverage, threshold_curve
+from spanqa.evaluate.groups import Group, bucket, groups, question_type
+from spanqa.evaluate.metrics import best_threshold, column
+from spanqa.evaluate.outcomes import Outcome, write_outcomes
 from spanqa.extras import require
+from spanqa.files import write_text
+from spanqa.html import escape, marked, page, picture, table
+from spanqa.progress import Progress, silent
 from spanqa.squad import Example
 
 _BLUE, _GREY, _RED = "#1f5fa8", "#9aa3ad", "#b3402f"
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1c2126; background: #fff }
-h1 { font-size: 1.7rem } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #dde2e7 }
-table { border-collapse: collapse; margin: .6rem 0 } th, td { padding: .2rem .9rem .2rem 0; text-align: right; font-variant-numeric: tabular-nums }
-th:first-child, td:first-child { text-align: left } thead th { border-bottom: 1px solid #9aa3ad; font-weight: 600 }
-.columns { display: flex; flex-wrap: wrap; gap: 0 3rem } img { max-width: 100%; height: auto }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem }
+.columns { display: flex; flex-wrap: wrap; gap: 0 3rem }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem } figure { margin: 0 }
 .mistake { border-left: 3px solid #b3402f; padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0 } .mistake p { margin: .3rem 0 }
 mark.given { background: #f6cfc8 } mark.gold { background: #cfe6cf } mark.both { background: #f3e3a8 }
-.passage { max-height: 14rem; overflow: auto; color: #4a525a; font-size: .92rem } .small { color: #5d666f; font-size: .9rem }
-@media (prefers-color-scheme: dark) { body { color: #e3e6e9; background: #16191c } h2 { border-color: #3a4047 } .passage, .small { color: #aab2ba }
-  mark { color: #16191c } img { background: #fff; border-radius: 4px } }
+.passage { max-height: 14rem; overflow: auto; color: #4a525a; font-size: .92rem }
+@media (prefers-color-scheme: dark) { .passage { color: #aab2ba } }
 """
+
+_NO_ANSWER = "<i>not in this text</i>"
+
+Drawing = tuple[bytes, str]
+"""A PNG, and the words below it."""
 
 
 def write_report(
@@ -56,13 +49,14 @@ def write_report(
     calibrated: bool,
     difference: Difference | None = None,
     mistakes: int = 25,
+    progress: Progress = silent,
 ) -> Path:
-    """Write report.html, its pictures, and outcomes.jsonl into a folder, and return the page's path.
+    """Write report.html, its pictures, and outcomes.jsonl into a folder, and return the path of the page.
 
-    `record` is what `evaluate` returned for the same examples.
+    `record` and `outcomes` come from one `evaluate` of the examples.
 
     Raises:
-        InputError: the folder cannot be written, or there is no question.
+        InputError: the folder cannot be written to, or there is no question.
         NotInstalledError: matplotlib is not installed.
     """
     if not outcomes:
@@ -71,30 +65,40 @@ def write_report(
     import matplotlib
 
     matplotlib.use("Agg")
+    threshold = record["settings"]["answers"]["no_answer_threshold"]
+    drawings: dict[str, Callable[[], Drawing]] = {
+        "reliability.png": lambda: _draw_reliability(outcomes, calibrated),
+        "risk_coverage.png": lambda: _draw_risk_coverage(outcomes),
+        "threshold.png": lambda: _draw_threshold(outcomes, threshold),
+    }
+    pictures = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = {
-            "reliability.png": _draw_reliability(folder / "reliability.png", outcomes, calibrated),
-            "risk_coverage.png": _draw_risk_coverage(folder / "risk_coverage.png", outcomes),
-            "threshold.png": _draw_threshold(folder / "threshold.png", outcomes, record),
-        }
+        for done, (name, draw) in enumerate(drawings.items()):
+            progress(done, len(drawings) + 1, name)
+            png, words = draw()
+            (folder / name).write_bytes(png)
+            pictures.append(picture(png, words))
         write_outcomes(folder / "outcomes.jsonl", outcomes)
-        page = folder / "report.html"
-        page.write_text(_page(folder, examples, outcomes, record, pictures, difference, mistakes), "utf-8")
+        path = folder / "report.html"
+        progress(len(drawings), len(drawings) + 1, path.name)
+        write_text(path, _page(examples, outcomes, record, pictures, difference, mistakes))
+        progress(len(drawings) + 1, len(drawings) + 1)
     except OSError as error:
-        raise InputError(f"The report cannot be written to {str(folder)!r}: {error.strerror}.") from error
-    return page
+        raise InputError(
+            f"The report cannot be written to {str(folder)!r}: {error.strerror}. Name a folder that can be written to."
+        ) from error
+    return path
 
 
 # --- the page
 
 
 def _page(
-    folder: Path,
     examples: Sequence[Example],
     outcomes: Sequence[Outcome],
     record: Mapping[str, Any],
-    pictures: Mapping[str, str],
+    pictures: Sequence[str],
     difference: Difference | None,
     mistakes: int,
 ) -> str:
@@ -103,49 +107,42 @@ def _page(
     parts = [
         f"<h1>{escape(model)} on {escape(settings['data'].get('file', 'questions'))}</h1>",
         f"<p class=small>{len(outcomes):,} questions. {escape(settings['backend'])} in {escape(settings['dtype'])}, "
-        f"threshold {settings['answers']['no_answer_threshold']}. {escape(settings['date'])}. "
+        f"threshold {_number(settings['answers']['no_answer_threshold'])}. {escape(settings['date'])}. "
         f"<code>{escape(settings['command'])}</code></p>",
         "<h2>Scores</h2>",
         _metrics(record),
     ]
     if difference is not None:
-        parts += ["<h2>Against the other run</h2>", _difference(difference)]
-    parts += ["<h2>Confidence</h2>", "<div class=figures>"]
-    for name, words in pictures.items():
-        data = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-        parts.append(
-            f'<figure><img alt="{escape(words)}" src="data:image/png;base64,{data}"><figcaption class=small>{escape(words)}</figcaption></figure>'
-        )
-    parts += ["</div>", "<h2>Where it is good, and where not</h2>", "<div class=columns>"]
+        parts += ["<h2>Compared with the other run</h2>", _difference(difference)]
+    parts += ["<h2>Confidence</h2>", "<div class=figures>", *pictures, "</div>"]
+    parts += ["<h2>Scores by group</h2>", "<div class=columns>"]
     for title, found in _groups(outcomes).items():
         if len(found) > 1:
             rows = [(group.name, f"{group.questions:,}", f"{group.exact:.1f}", f"{group.f1:.1f}") for group in found]
-            parts.append(f"<div><h3>{escape(title)}</h3>{_table((title, 'questions', 'exact', 'F1'), rows)}</div>")
-    parts += ["</div>", "<h2>Surest mistakes</h2>", _mistakes(examples, outcomes, mistakes)]
-    return (
-        f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>{escape(model)}: report</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
+            parts.append(f"<div><h3>{escape(title)}</h3>{table(('', 'questions', 'exact', 'F1'), rows)}</div>")
+    parts += ["</div>", "<h2>Most confident mistakes</h2>", _mistakes(examples, outcomes, mistakes)]
+    return page(f"{model}: report", "".join(parts), _STYLE)
 
 
 def _metrics(record: Mapping[str, Any]) -> str:
     blocks = {"official": record["metrics"], "reader": record["reader"]}
     names = dict.fromkeys(name for block in blocks.values() for name in block)
-    rows = [(name, *(_number(block.get(name)) for block in blocks.values())) for name in names]
-    return _table(("", *blocks), rows) + (
-        "<p class=small>official: by the rule of transformers' run_qa. reader: what <code>spanqa ask</code> answers.</p>"
+    rows = [(name, *(_number(block.get(name, "")) for block in blocks.values())) for name in names]
+    return table(("", *blocks), rows) + (
+        "<p class=small>official: the rule of transformers' run_qa. reader: what <code>spanqa ask</code> answers.</p>"
     )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def _difference(found: Difference) -> str:
-    told = (
-        "a difference that chance hardly explains"
-        if found.low > 0 or found.high < 0
-        else "no more than chance explains"
-    )
+    verdict = "more than chance explains" if found.beyond_chance else "no more than chance explains"
     return (
-        f"<p>F1 {found.f1:.2f} against {found.other_f1:.2f}: {found.difference:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f} "
-        f"(paired bootstrap), {told}. Better on {found.better:,} questions, worse on {found.worse:,}, of {found.questions:,}.</p>"
+        f"<p>F1 {found.f1:.2f} against {found.other_f1:.2f}. The difference is {found.difference:+.2f}, with a 95 % interval "
+        f"from {found.low:+.2f} to {found.high:+.2f} (paired bootstrap): {verdict}. Of {found.questions:,} questions, "
+        f"{found.better:,} are better and {found.worse:,} are worse.</p>"
     )
 
 
@@ -153,57 +150,54 @@ def _groups(outcomes: Sequence[Outcome]) -> dict[str, list[Group]]:
     return {
         "question": groups(outcomes, lambda o: question_type(o.question)),
         "answerable": groups(outcomes, lambda o: "has an answer" if o.answerable else "has none"),
-        "answer length": groups(outcomes, lambda o: bucket(o.answer_words, (1, 2, 4, 8), "words")),
-        "passage length": groups(outcomes, lambda o: bucket(o.passage_tokens, (100, 150, 200, 300, 1000), "tokens")),
-        "place of the answer": groups(
-            outcomes, lambda o: None if o.answer_place is None else f"{['first', 'second', 'third', 'last'][min(3, int(4 * o.answer_place))]} quarter"
+        "answer length": groups(
+            outcomes, lambda o: bucket(o.answer_words, (1, 2, 4, 8), "words"), lambda o: o.answer_words
         ),
+        "passage length": groups(
+            outcomes,
+            lambda o: bucket(o.passage_tokens, (100, 150, 200, 300, 1000), "tokens"),
+            lambda o: o.passage_tokens,
+        ),
+        "position of the answer": groups(outcomes, lambda o: _quarter(o.answer_position), lambda o: o.answer_position),
         "why unanswerable": groups(outcomes, lambda o: o.cause),
-    }  # fmt: skip
+    }
+
+
+def _quarter(position: float | None) -> str | None:
+    if position is None:
+        return None
+    return f"{('first', 'second', 'third', 'last')[min(3, int(4 * position))]} quarter"
 
 
 def _mistakes(examples: Sequence[Example], outcomes: Sequence[Outcome], most: int) -> str:
     by_id = {example.id: example for example in examples}
-    wrong = sorted((outcome for outcome in outcomes if not outcome.right), key=lambda outcome: -outcome.probability)
+    wrong = sorted((outcome for outcome in outcomes if not outcome.right), key=lambda o: -(o.probability or 0.0))
     parts = []
     for outcome in wrong[:most]:
         example = by_id[outcome.id]
-        given = escape(outcome.text) if outcome.text else "<i>not in this text</i>"
-        gold = " · ".join(dict.fromkeys(escape(answer.text) for answer in example.answers)) or "<i>not in this text</i>"
+        given = escape(outcome.text) if outcome.text else _NO_ANSWER
+        gold = " · ".join(dict.fromkeys(escape(answer.text) for answer in example.answers)) or _NO_ANSWER
         parts.append(
-            f"<div class=mistake><p><b>{escape(example.question)}</b></p><p>given: {given} ({outcome.probability:.0%}) — reference: {gold}</p>"
-            f"<div class=passage>{_marked(example, outcome)}</div><p class=small>{escape(outcome.id)}, {escape(example.title)}</p></div>"
+            f"<div class=mistake><p><b>{escape(example.question)}</b></p>"
+            f"<p>given: {given} ({outcome.probability or 0.0:.0%}) — reference: {gold}</p>"
+            f"<div class=passage>{marked(example.passage, _spans(example, outcome))}</div>"
+            f"<p class=small>{escape(outcome.id)}, {escape(example.title)}</p></div>"
         )
     return "".join(parts) or "<p>None.</p>"
 
 
-def _marked(example: Example, outcome: Outcome) -> str:
-    """The passage with the answer given and the first reference marked; where both lie, the mark says so."""
+def _spans(example: Example, outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """The answer given and the first reference, to be marked in the passage."""
     spans = {}
     if outcome.start is not None:
         spans["given"] = (outcome.start, outcome.start + len(outcome.text))
     if example.answers:
-        spans["gold"] = (example.answers[0].start, example.answers[0].start + len(example.answers[0].text))
-    bounds = sorted({0, len(example.passage), *(bound for span in spans.values() for bound in span)})
-    parts = []
-    for left, right in pairwise(bounds):
-        kinds = [name for name, (start, end) in spans.items() if start <= left and right <= end]
-        piece = escape(example.passage[left:right])
-        parts.append(f"<mark class={'both' if len(kinds) > 1 else kinds[0]}>{piece}</mark>" if kinds else piece)
-    return "".join(parts)
+        gold = example.answers[0]
+        spans["gold"] = (gold.start, gold.start + len(gold.text))
+    return spans
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(each)}</th>" for each in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)
-
-
-# --- pictures; each returns the words that stand below it
+# --- pictures
 
 
 def _axes() -> Any:
@@ -215,59 +209,62 @@ def _axes() -> Any:
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def _png(figure: Any) -> bytes:
     import matplotlib.pyplot as plt
 
-    figure.savefig(path, dpi=130)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=130)
     plt.close(figure)
+    return file.getvalue()
 
 
-def _draw_reliability(path: Path, outcomes: Sequence[Outcome], calibrated: bool) -> str:
-    probabilities = np.array([outcome.probability for outcome in outcomes])
-    right = np.array([outcome.right for outcome in outcomes])
-    place = np.minimum((probabilities * 10).astype(int), 9)
+def _draw_reliability(outcomes: Sequence[Outcome], calibrated: bool) -> Drawing:
+    probabilities, right = column(outcomes, "probability"), column(outcomes, "right")
+    index = np.minimum((probabilities * 10).astype(int), 9)
     figure, axes = _axes()
     axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
     for each in range(10):
-        chosen = place == each
+        chosen = index == each
         if chosen.any():
-            axes.bar(each / 10 + 0.05, right[chosen].mean(), width=0.09, color=_BLUE, alpha=0.25 + 0.75 * chosen.mean())
-            axes.annotate(
-                f"{chosen.sum():,}", (each / 10 + 0.05, right[chosen].mean()), ha="center", va="bottom", fontsize=7
-            )
+            middle, share = each / 10 + 0.05, right[chosen].mean()
+            axes.bar(middle, share, width=0.09, color=_BLUE, alpha=0.25 + 0.75 * chosen.mean())
+            axes.annotate(f"{chosen.sum():,}", (middle, share), ha="center", va="bottom", fontsize=7)
     axes.set(xlim=(0, 1), ylim=(0, 1.06), xlabel="probability", ylabel="share that is right")
-    _save(figure, path)
     error = expected_calibration_error(probabilities, right)
     kind = "calibrated" if calibrated else "uncalibrated"
-    return f"Reliability: how often outcomes of each probability are right. Expected calibration error {error:.3f} ({kind})."
+    return _png(figure), (
+        "Reliability: the share of right answers at each probability, and the number of questions there. "
+        f"Expected calibration error {error:.3f} ({kind})."
+    )
 
 
-def _draw_risk_coverage(path: Path, outcomes: Sequence[Outcome]) -> str:
+def _draw_risk_coverage(outcomes: Sequence[Outcome]) -> Drawing:
     coverage, risk, area = risk_coverage(outcomes)
     figure, axes = _axes()
     axes.plot(coverage, risk, color=_BLUE)
     axes.set(
         xlim=(0, 1),
         ylim=(0, None),
-        xlabel="coverage: share of questions taken, surest first",
-        ylabel="share of them that is wrong",
+        xlabel="coverage: share of questions, most confident first",
+        ylabel="risk: share of them that is wrong",
     )
-    _save(figure, path)
-    return f"Risk and coverage: what is wrong among the surest outcomes. Area {area:.4f}; smaller is better."
+    return _png(figure), (
+        f"Risk and coverage: the share of mistakes among the most confident answers. Area {area:.4f}; smaller is better."
+    )
 
 
-def _draw_threshold(path: Path, outcomes: Sequence[Outcome], record: Mapping[str, Any]) -> str:
+def _draw_threshold(outcomes: Sequence[Outcome], threshold: float | str) -> Drawing:
     curve = threshold_curve(outcomes)
     figure, axes = _axes()
     shown = np.isfinite(curve["threshold"])
     for name, color in (("precision", _BLUE), ("recall", _GREY), ("f1", _RED)):
         axes.plot(curve["threshold"][shown], curve[name][shown], color=color, label="F1" if name == "f1" else name)
-    stored = record["settings"]["answers"]["no_answer_threshold"]
-    if isinstance(stored, float) and math.isfinite(stored):
-        axes.axvline(stored, color="black", linewidth=0.8, linestyle=":")
+    if isinstance(threshold, (int, float)) and math.isfinite(threshold):
+        axes.axvline(threshold, color="black", linewidth=0.8, linestyle=":")
     axes.set(xlabel="threshold on the score", ylim=(0, 1.02))
     axes.legend(frameon=False)
-    _save(figure, path)
-    scores = [QuestionScore(o.best_f1, o.best_f1, o.answerable, True, -o.score) for o in outcomes]
-    best, at_most = best_threshold(scores, "f1")
-    return f"Precision and recall of answering, and F1 with abstaining counted. Best F1 {best:.2f} at {0.0 - at_most:.2f}; dotted: the threshold in use."
+    best, no_answer_score = best_threshold(outcomes, "f1")
+    return _png(figure), (
+        "Precision and recall of answering, and F1 over all questions, by threshold. "
+        f"Best F1 {best:.2f} at {0.0 - no_answer_score:.2f}. Dotted: the threshold in use."
+    )

@@ -1,33 +1,26 @@
 """Evaluation: a reader and examples, or files of predictions, to metrics and the settings that made them.
 
-A reader is measured by two rules over one pass of the model. `official` numbers are those of transformers' run_qa and the
-SQuAD script, to be compared with published ones; `reader` numbers are those of what `Reader.ask` returns. Questions stream
-through; of each a few floats are kept, and what is written goes to its file at once. Nothing is printed.
+A reader is measured by two rules in one pass of the model. The `official` numbers are those of transformers' run_qa and the
+SQuAD script; compare them with published ones. The `reader` numbers are those of what `Reader.ask` returns. Questions stream
+through: two outcomes of each are kept, and its entries in run_qa's files are written at once. Nothing is printed.
 """
 
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spanqa.errors import DatasetError, InputError
-from spanqa.evaluate.metrics import (
-    Missing,
-    QuestionScore,
-    averages,
-    best_threshold,
-    score_question,
-    score_squad,
-    summarize,
-)
+from spanqa.evaluate.metrics import Missing, averages, best_threshold, score_squad, summarize
 from spanqa.evaluate.official import Decision, OfficialSettings, Rule, official_answer
+from spanqa.evaluate.outcomes import Outcome, collect, score_question
 from spanqa.evaluate.record import describe_file, describe_reader, describe_run, finite, reader_packages
-from spanqa.files import read_json
-from spanqa.reader import Reader, Reading
+from spanqa.files import read_json, write_json
+from spanqa.progress import Progress, silent
+from spanqa.reader import Reader
 from spanqa.squad import Example, JsonObjectWriter
 
 File = str | os.PathLike[str]
@@ -45,27 +38,28 @@ def evaluate(
     threshold: float | None = None,
     official: OfficialSettings | None = None,
     rule: Rule | None = None,
-    progress: Callable[[int], None] | None = None,
+    on_outcome: Callable[[Outcome], object] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Return `{"metrics": …, "reader": …, "settings": …}`, which JSON can write.
 
-    `metrics` is what the official script says of run_qa's predictions, its no-answer probability being sigmoid(N - S).
-    `reader` is the same of what `ask` returns at `threshold` (the stored one when None), and the `no_answer_threshold`
-    that would have been best on this data. Both see one run of the model.
+    `metrics` is what the official script says of run_qa's predictions, with sigmoid(N - S) as their no-answer probability.
+    `reader` is the same for what `ask` returns at `threshold` (None is the stored one), and the `no_answer_threshold`
+    that would have been best on this data. Both come from one pass of the model, and so do the outcomes: `on_outcome` is
+    called with the reader's outcome of each question, which is what a report needs.
 
     `out` is a folder for run_qa's files: predictions.json, nbest_predictions.json and null_odds.json. They appear when
-    all is done; a run that fails leaves none. The official script gives `metrics` from them; like run_qa's, predictions
-    already are "" where N - S is above the threshold, so that `best_f1` knows no higher one. `reader` does.
+    all is done; a run that fails leaves none. The official script computes `metrics` from them. As in run_qa, a prediction
+    is already "" where N - S is above the threshold, so `best_f1` cannot see a higher threshold. That of `reader` can.
 
-    `rule` is squad_v2 where a question has no reference, else squad_v1, as run_qa is called for data of either kind; then
-    official predictions are never "", and there are no null odds. `official` has the model's `max_answer_tokens` when
-    None. `data` is the file that the examples come from, for the record. `progress` is called with the number of questions
-    done.
+    `rule` is squad_v2 where a question has no reference, else squad_v1, as run_qa is called for data of either kind. With
+    squad_v1, official predictions are never "", and there are no null odds. `official` has the model's `max_answer_tokens`
+    when None. `data` is the file that the examples come from, for the record.
 
     Raises:
         DatasetError: there is no question.
         QuestionTooLongError: a question leaves no room for the passage; the message names its id. It is never cut.
-        InputError: a question is empty, with its id, or `out` is not a folder.
+        InputError: a question is empty (the message names its id), or `out` is not a folder.
     """
     if not examples:
         raise DatasetError("There is no question to evaluate. Give at least one.")
@@ -80,26 +74,25 @@ def evaluate(
         "rule": rule,
         "official": asdict(official),
     }
-    by_rule: list[QuestionScore] = []
-    by_reader: list[QuestionScore] = []
+    by_rule: list[Outcome] = []
+    by_reader: list[Outcome] = []
     with ExitStack() as stack:
         write = _open_files(stack, Path(out), rule) if out is not None else None
-        for done, (example, reading) in enumerate(read_all(reader, examples), 1):
+        for example, reading, outcome in collect(reader, examples, threshold=threshold, progress=progress):
             decision = official_answer(reading.passages[0], reading.logits[0], official, rule)
             no_answer = decision.no_answer_probability if rule == "squad_v2" else None
             by_rule.append(score_question(example, decision.text, no_answer))
-            ranking = reader.decode(reading)
-            by_reader.append(score_question(example, ranking.best(-math.inf).text, -ranking.best_score))
+            by_reader.append(outcome)
+            if on_outcome:
+                on_outcome(outcome)
             if write:
                 write(example.id, decision)
-            if progress:
-                progress(done)
-    return {"metrics": summarize(by_rule), "reader": _of_reader(by_reader, threshold), "settings": settings}
+    return {"metrics": summarize(by_rule), "reader": _of_reader(by_reader), "settings": settings}
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """F1 in percent at the best no-answer threshold, and that threshold (None where every question has an answer)."""
+    """F1 in percent at the best no-answer threshold, and that threshold. It is None where every question has an answer."""
 
     f1: float
     no_answer_threshold: float | None
@@ -108,8 +101,7 @@ class Score:
 def score(reader: Reader, examples: Sequence[Example]) -> Score:
     """Return F1 at the threshold that is best on these examples, and that threshold.
 
-    Where every question has an answer there is nothing to abstain from: F1 is then that of the best place of each, and
-    there is no threshold.
+    Where every question has an answer, there is no threshold, and F1 is that of the best span of each.
     """
     if all(example.answers for example in examples):
         return Score(evaluate(reader, examples, threshold=-math.inf)["reader"]["f1"], None)
@@ -128,8 +120,8 @@ def score_file(
 ) -> dict[str, Any]:
     """Return `{"metrics": …, "settings": …}` of a predictions file, without a model; see `score_squad`.
 
-    `predictions` holds `{id: text}`, `na_probs` `{id: number}`, as JSON, gzip'd or not. `data` is the file that the examples
-    come from, for the record.
+    `predictions` holds `{id: text}` and `na_probs` `{id: number}`, as JSON, gzip'd or not. `data` is the file that the
+    examples come from, for the record.
 
     Raises:
         DatasetError: a file cannot be read, or does not hold what it should; the message says what and where.
@@ -148,41 +140,35 @@ def score_file(
     return {"metrics": metrics, "settings": settings}
 
 
-def read_all(reader: Reader, examples: Sequence[Example]) -> Iterator[tuple[Example, Reading]]:
-    """Yield each example with what the model made of it; errors are told with the id of the question."""
-    taken: deque[Example] = deque()  # those that the reader has asked for and not yet answered
+def write_record(folder: File, record: Mapping[str, Any]) -> None:
+    """Write `record.json` into a folder.
 
-    def questions() -> Iterator[tuple[str, list[str]]]:
-        for example in examples:
-            taken.append(example)
-            yield example.question, [example.passage]
-
+    Raises:
+        InputError: the folder cannot be written to.
+    """
     try:
-        for reading in reader.forward(questions()):
-            yield taken.popleft(), reading
-    except InputError as error:  # the first that was not answered
-        raise type(error)(f"Question id {taken[0].id!r}: {error}") from None
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / "record.json", record)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
 
 
-def _of_reader(scores: Sequence[QuestionScore], threshold: float) -> dict[str, Any]:
-    """Metrics of the best places, scored by -M*: below the threshold the answer is ""."""
-    metrics = averages(scores, no_answer_above=-threshold)
+def _of_reader(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    metrics = averages(outcomes)
     for name in ("exact", "f1"):
-        best, at_most = best_threshold(scores, name)
-        metrics |= {f"best_{name}": best, f"best_{name}_no_answer_threshold": 0.0 - at_most}
+        best, no_answer_score = best_threshold(outcomes, name)
+        metrics |= {f"best_{name}": best, f"best_{name}_no_answer_threshold": 0.0 - no_answer_score}
     return metrics
 
 
 def _open_files(stack: ExitStack, folder: Path, rule: Rule) -> Callable[[str, Decision], None]:
-    """Open run_qa's files for the time of the stack, and return what writes a question to them."""
+    """Open run_qa's files for as long as the stack lives, and return a function that writes a question to them."""
     names = ["predictions.json", "nbest_predictions.json", *(["null_odds.json"] if rule == "squad_v2" else [])]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         predictions, n_best, *null_odds = [stack.enter_context(JsonObjectWriter(folder / name)) for name in names]
     except OSError as error:
-        raise InputError(
-            f"The results cannot be written to {str(folder)!r}: {error.strerror}. Name a folder that can be written to."
-        ) from error
+        raise _not_writable(folder, error) from error
 
     def write(key: str, decision: Decision) -> None:
         predictions.write(key, decision.text)
@@ -193,10 +179,16 @@ def _open_files(stack: ExitStack, folder: Path, rule: Rule) -> Callable[[str, De
     return write
 
 
+def _not_writable(folder: File, error: OSError) -> InputError:
+    return InputError(
+        f"The results cannot be written to {str(folder)!r}: {error.strerror}. Name a folder that can be written to."
+    )
+
+
 def _read_object(path: File, values: str) -> Mapping[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise DatasetError(
-            f"{str(path)!r} should hold an object, {{question id: …}}, of {values}; found {content!r:.60}."
+            f"{str(path)!r} should hold an object {{question id: …}} of {values}; found {content!r:.60}."
         )
     return content
