@@ -59,13 +59,17 @@ def capture_positions(batch: Batch, capture: Capture, layers: int) -> NDArray[np
             raise InputError(f"The model has no layer {layer!r}. Expected a number from 0 to {layers - 1}.")
     places = window_places(batch)
     if capture.queries is not None and len(capture.queries) != len(places):
-        raise InputError(f"The capture has queries for {len(capture.queries)} windows, but the batch has {len(places)}. Give one entry per window.")
+        raise InputError(
+            f"The capture has queries for {len(capture.queries)} windows, but the batch has {len(places)}. Give one entry per window."
+        )
     rows: list[list[int]] = [[] for _ in range(batch.shape[0])]
     for number, (row, start, stop) in enumerate(places):
         queries = range(stop - start) if capture.queries is None else capture.queries[number]
         for query in queries:
             if query not in range(stop - start):
-                raise InputError(f"Window {number} has no token {query!r}. Expected a number from 0 to {stop - start - 1}.")
+                raise InputError(
+                    f"Window {number} has no token {query!r}. Expected a number from 0 to {stop - start - 1}."
+                )
             rows[row].append(start + query)
     width = max(map(len, rows), default=0)
     return np.array([row + [0] * (width - len(row)) for row in rows], np.int32).reshape(len(rows), width)

@@ -123,5 +123,7 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
     if device not in ("auto", "cpu"):
         raise BackendError(f"Backend 'numpy' has no device {device!r}. It runs on cpu only.")
     if threads is not None:
-        raise BackendError(f"threads is {threads}, but backend 'numpy' takes its threads from its BLAS. Set OMP_NUM_THREADS instead.")
+        raise BackendError(
+            f"threads is {threads}, but backend 'numpy' takes its threads from its BLAS. Set OMP_NUM_THREADS instead."
+        )
     return NumpyBackend(checkpoint)

@@ -181,7 +181,9 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
     device = "cpu" if device == "auto" else device
     if device.upper() not in core.available_devices:
         found = ", ".join(name.lower() for name in core.available_devices)
-        raise BackendError(f"Backend 'openvino' does not see device {device!r} on this machine. Choose one of: {found}.")
+        raise BackendError(
+            f"Backend 'openvino' does not see device {device!r} on this machine. Choose one of: {found}."
+        )
     capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     if dtype == "auto":
         dtype = _float(device)

@@ -123,7 +123,9 @@ def load_backend(
     info = _find(name)
     _check_dtype(dtype)
     if dtype != "auto" and dtype not in info.dtypes:
-        raise BackendError(f"Backend {name!r} does not support dtype {dtype!r}. Choose one of auto, {', '.join(info.dtypes)}.")
+        raise BackendError(
+            f"Backend {name!r} does not support dtype {dtype!r}. Choose one of auto, {', '.join(info.dtypes)}."
+        )
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BackendError(f"threads is {threads!r}. Expected a whole number, at least 1, or None for all cores.")
     require(name)
