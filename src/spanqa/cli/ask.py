@@ -46,10 +46,9 @@ def ask(
     overlap: options.Overlap = None,
     max_answer_tokens: options.MaxAnswerTokens = None,
 ) -> None:
-    """Answer a question from one or more texts.
+    """Answer a question from one or more texts, which are read together.
 
-    Prints the answer with its probability and the sentence around it, or says that the text has no answer. Several files are
-    read together and ranked on one scale.
+    Prints the answer with its probability and the sentence around it, or says that the text has no answer.
     """
     from spanqa.answers import least_score
 
