@@ -385,7 +385,7 @@ TEMPLATE = {
 }
 
 UNREADABLE = {
-    "no config": (remove("config.json"), "holds no config.json. It tells the architecture; is this a model folder"),
+    "no config": (remove("config.json"), "has no config.json. It tells the architecture; is this a model folder"),
     "config that is no JSON": (
         write("config.json", "{model_type: bert}"),
         "config.json' is not JSON: Expecting property",
@@ -393,7 +393,7 @@ UNREADABLE = {
     "config that is binary": (write("config.json", b"\xff\xfe\x00"), "config.json' is not JSON: 'utf-8' codec"),
     "config nested without end": (write("config.json", "[" * 100_000), "config.json' is not JSON: "),
     "config with a number without end": (write("config.json", "1" * 10_000), "config.json' is not JSON: "),
-    "config that is a list": (write("config.json", "[]"), "config.json' should hold a JSON object"),
+    "config that is a list": (write("config.json", "[]"), "config.json' does not contain a JSON object"),
     "config that is a folder": (make_folder("config.json"), "config.json' cannot be read: Is a directory"),
     "config without a type": (
         config(model_type=None),
@@ -625,7 +625,7 @@ def test_a_model_without_a_question_answering_head_is_refused(
         ({"position_embedding_type": "relative_key_query"}, "position_embedding_type is 'relative_key_query'"),
         ({"is_decoder": True}, "is_decoder is True; expected False, which spanqa does not run"),
         ({"hidden_act": "swish"}, "the activation is 'swish'; expected one of gelu, .*, which spanqa does not run"),
-        ({"num_attention_heads": 5}, "no multiple of the 5 attention heads, which spanqa does not run"),
+        ({"num_attention_heads": 5}, "not a multiple of the 5 attention heads, which spanqa does not run"),
         ({"hidden_act": ["gelu"]}, "config.json': unhashable type"),
         ({"hidden_size": "wide"}, "config.json': invalid literal"),
         ({"type_vocab_size": "two"}, "config.json': invalid literal"),

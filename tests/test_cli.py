@@ -92,9 +92,9 @@ def test_an_empty_file_among_others_is_told_and_passed_over(tmp_path: Path) -> N
 
 def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     return {
-        "empty.txt": (b"", "There is nothing to read"),
+        "empty.txt": (b"", "There is no text to read"),
         "binary.bin": (b"\x89PNG\x00\x01", "is a binary file"),
-        "latin1.txt": ("Zürich".encode("latin1"), "is not UTF-8: byte 0xfc at position 1"),
+        "latin1.txt": ("Zürich".encode("latin1"), "is not UTF-8: found byte 0xfc at position 1"),
         "cut.gz": (gzip.compress(b"Anna Kestrel built it." * 99)[:-9], "is a damaged gzip file"),
     }
 
@@ -109,19 +109,19 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", QUESTION, "missing.txt"], "There is no file 'missing.txt'"),
-        (["ask", QUESTION, EXAMPLES], "is a folder, not a file"),
+        (["ask", QUESTION, "missing.txt"], "File 'missing.txt' does not exist"),
+        (["ask", QUESTION, EXAMPLES], "is a folder. Expected a file"),
         (["ask", " ", HARBOUR], "The question is empty"),
         (["ask", "why " * 400, HARBOUR], "The question has 400 tokens"),
         (["ask", QUESTION, HARBOUR, "--overlap", "380"], "windows could not advance"),
         (["ask", QUESTION, HARBOUR, "--max-seq-length", "513"], "this model reads at most 512 tokens"),
         (["ask", QUESTION, HARBOUR, "--model", "./nowhere"], "There is no folder 'nowhere'"),
         (["ask", QUESTION, HARBOUR, "--model", HARBOUR], "is a file; expected the folder"),
-        (["ask", QUESTION, HARBOUR, "--model", EXAMPLES], "holds no config.json"),
+        (["ask", QUESTION, HARBOUR, "--model", EXAMPLES], "has no config.json"),
         (["ask", QUESTION, HARBOUR, "--backend", "openvin"], "Did you mean 'openvino'?"),
-        (["ask", QUESTION, HARBOUR, "--device", "cuda:9"], "sees no device 'cuda:9'"),
-        (["ask", QUESTION, HARBOUR, "--dtype", "fp7"], "There is no dtype 'fp7'"),
-        (["ask", QUESTION, HARBOUR, "--backend", "numpy", "--dtype", "bf16"], "does not compute in bf16"),
+        (["ask", QUESTION, HARBOUR, "--device", "cuda:9"], "does not see device 'cuda:9'"),
+        (["ask", QUESTION, HARBOUR, "--dtype", "fp7"], "Unknown dtype 'fp7'"),
+        (["ask", QUESTION, HARBOUR, "--backend", "numpy", "--dtype", "bf16"], "does not support dtype 'bf16'"),
         (["evaluate", HARBOUR], "is not JSON"),
         (["evaluate", EXAMPLES / "harbour.json", "--predictions", EXAMPLES / "harbour.json"], "harbour-1"),
         (["evaluate", EXAMPLES / "harbour.json", "--out", HARBOUR], "Name a folder that can be written to"),

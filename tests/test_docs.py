@@ -6,9 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+
+import spanqa
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path.exists())
@@ -61,3 +64,42 @@ def test_the_benchmark_page_is_made_from_the_records() -> None:
         check=True,
     )
     assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == made.stdout
+
+
+# --- the picture of the data flow, and the list of files
+
+PACKAGE = ROOT / "src" / "spanqa"
+
+
+def picture(text: str) -> str:
+    """Return the picture of the data flow that a text contains, without its indentation."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if "Example ──►" in line)
+    last = next(i for i, line in enumerate(lines) if "used by:" in line)
+    return textwrap.dedent("\n".join(lines[first : last + 1]))
+
+
+def test_readme_design_and_package_show_the_same_picture() -> None:
+    readme = picture((ROOT / "README.md").read_text("utf-8"))
+    assert picture((ROOT / "docs" / "design.md").read_text("utf-8")) == readme
+    assert picture(spanqa.__doc__ or "") == readme
+
+
+def test_every_file_in_the_picture_exists() -> None:
+    names = re.findall(r"\w+(?:\.py|/)", picture(spanqa.__doc__ or ""))
+    assert len(names) > 10
+    assert [name for name in names if not (PACKAGE / name).exists()] == []
+
+
+def test_the_readme_lists_every_module_of_the_package_once() -> None:
+    modules = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    listed = re.findall(r"^\| `([\w.]+/?)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(modules | folders)
+
+
+def test_the_reference_names_modules_that_exist() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "reference.md").read_text("utf-8"), re.MULTILINE)
+    assert len(names) > 20
+    paths = [PACKAGE.joinpath(*name.split(".")[1:]) for name in names]
+    assert [str(path) for path in paths if not (path.is_dir() or path.with_suffix(".py").exists())] == []

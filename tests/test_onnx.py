@@ -117,7 +117,7 @@ def test_one_session_with_attention_is_kept(module: Any, mini: Checkpoint, batch
 
 
 def test_fp16_on_the_cpu_is_refused(module: Any, tiny: Callable[..., Path]) -> None:
-    with pytest.raises(BackendError, match=r"computes fp16 on the cpu only by converting it to fp32\. Use fp32"):
+    with pytest.raises(BackendError, match=r"computes fp16 on cpu only by converting it to fp32\. Use dtype 'fp32'"):
         load_backend("onnx", open_checkpoint(tiny("bert")), dtype="fp16")
 
 
@@ -135,13 +135,18 @@ def promised_cuda(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_that_does_not_start_is_an_error_and_not_the_cpu(
     device: str, promised_cuda: None, tiny: Callable[..., Path]
 ) -> None:
-    with pytest.raises(BackendError, match=rf"onnxruntime .* cannot run the model on {device}: .*Is it the newest"):
+    with pytest.raises(
+        BackendError, match=rf"onnxruntime .* cannot run the model on {device}: .*Check that it is the newest"
+    ):
         load_backend("onnx", open_checkpoint(tiny("bert")), device=device)
 
 
 @pytest.mark.parametrize("device", ["cpu:0", "cuda:", "cuda:one", "gpu", "mps"])
 def test_a_device_that_does_not_exist_is_refused(device: str, promised_cuda: None, tiny: Callable[..., Path]) -> None:
-    with pytest.raises(BackendError, match=rf"Backend 'onnx' sees no device '{device}' here. It sees: cpu, cuda\."):
+    with pytest.raises(
+        BackendError,
+        match=rf"Backend 'onnx' does not see device '{device}' on this machine. Choose one of: cpu, cuda\.",
+    ):
         load_backend("onnx", open_checkpoint(tiny("bert")), device=device)
 
 

@@ -21,10 +21,11 @@ from spanqa.reader import Reader
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = Path(spanqa.__file__).parent / "models" / "spanqa-mini"
 
-# Calls that we answer otherwise, because 4.57.6 was wrong; docs/migrating.md lists these differences.
+# Calls that we answer differently, because 4.57.6 was wrong; docs/migrating.md lists these differences.
 OTHERWISE = {
     **dict.fromkeys(
-        ("keywords-007", "keywords-008", "keywords-009"), "'[CLS]' written in a question was taken for the model's"
+        ("keywords-007", "keywords-008", "keywords-009"),
+        "'[CLS]' in a question was taken for the model's special token",
     ),
     **dict.fromkeys(
         ("parameters-034", "parameters-035", "keywords-012", "keywords-013"), "max_question_len was ignored"
@@ -32,7 +33,7 @@ OTHERWISE = {
     **dict.fromkeys(("ordinary-176", "parameters-033"), "a word was cut at the edge of a window"),
     "dict-006": "a context string was zipped letter by letter with a list of questions",
 }
-EMPTY_CANDIDATES = {  # an answer "" of probability 0 was added though no-answer was not asked for
+EMPTY_CANDIDATES = {  # an answer "" with probability 0 was added although no-answer was not requested
     "parameters-078",
     "parameters-080",
     "parameters-081",
@@ -45,13 +46,15 @@ REFUSED = {
     ),
     "keywords-022": "no parameter 'threshold'",
     "positional-004": "Expected examples, got str",
-    "dict-005": "2 questions and 1 contexts",
+    "dict-005": r"2 questions and 1 contexts\. Expected the same number of both",
     **dict.fromkeys(("data-005", "X-003"), "given in two ways"),
 }
-ANSWERED = {  # calls that 4.57.6 refused or failed on, and we answer
-    "error-021": "a further key in an example",
+ANSWERED = {  # calls that 4.57.6 refused or failed on, and that we answer
+    "error-021": "an additional key in an example",
     **dict.fromkeys(("error-026", "error-027"), "an object with question_text and context_text"),
-    **dict.fromkeys(("error-050", "error-054"), "a stride that does not matter, as the passage fits into one window"),
+    **dict.fromkeys(
+        ("error-050", "error-054"), "a stride that does not matter, because the passage fits into one window"
+    ),
     **dict.fromkeys(("error-059", "error-060", "error-061"), "a long question is cut at max_question_len"),
     **dict.fromkeys(
         ("error-065", "error-066", "error-067", "error-068"), "padding, batch_size and num_workers change nothing"
@@ -78,7 +81,7 @@ def reader() -> Reader:
 
 
 class ListDataset:
-    """A data set as torch has them: a length, and an item for each number."""
+    """A data set like those of torch: a length, and an item for each index."""
 
     def __init__(self, items: list[Any]) -> None:
         self.items = items
@@ -91,12 +94,12 @@ class ListDataset:
 
 
 def key_dataset(data: ListDataset, key: str) -> ListDataset:
-    """What transformers' KeyDataset gives: one column."""
+    """Return what transformers' KeyDataset returns: one column."""
     return ListDataset([item[key] for item in data.items])
 
 
 def key_pair_dataset(data: ListDataset, first: str, second: str) -> ListDataset:
-    """What transformers' KeyPairDataset gives: two columns, as a text and its pair."""
+    """Return what transformers' KeyPairDataset returns: two columns, as a text and its pair."""
     return ListDataset([{"text": item[first], "text_pair": item[second]} for item in data.items])
 
 
@@ -121,17 +124,16 @@ def as_list(value: Any) -> list[Any]:
 
 
 def same_answers(theirs: Any, ours: Any) -> bool:
-    """Whether the places, in order, and the scores are those of 4.57.6 with each place taken once."""
-    places = {}
+    """Return whether the spans, in order, and the scores are those of 4.57.6 with each span counted once."""
+    spans = {}
     for answer in as_list(theirs):
-        places.setdefault((answer["start"], answer["end"]), answer)
+        spans.setdefault((answer["start"], answer["end"]), answer)
     found = {(answer["start"], answer["end"]): answer for answer in as_list(ours)}
-    if list(found)[: len(places)] != list(places):
+    if list(found)[: len(spans)] != list(spans):
         return False
     return all(
-        found[place]["answer"] == answer["answer"]
-        and math.isclose(found[place]["score"], answer["score"], abs_tol=1e-4)
-        for place, answer in places.items()  # measured: at most 4e-6 (torch there, openvino here)
+        found[span]["answer"] == answer["answer"] and math.isclose(found[span]["score"], answer["score"], abs_tol=1e-4)
+        for span, answer in spans.items()  # measured: at most 4e-6 (torch there, openvino here)
     )
 
 
@@ -192,7 +194,7 @@ def test_answers_have_the_old_keys_and_a_probability_and_reproduce_the_text(read
     assert all(0 <= answer["score"] <= 1 and 0 <= answer["probability"] <= 1 for answer in answers)
 
 
-def test_scores_never_pass_one_however_many_windows_see_the_answer(reader: Reader) -> None:
+def test_scores_never_exceed_one_however_many_windows_contain_the_answer(reader: Reader) -> None:
     answer = pipeline(model=reader)(
         question="Who is the harbour master?", context=HARBOUR, max_seq_len=64, doc_stride=50
     )
@@ -209,13 +211,13 @@ def test_scores_never_pass_one_however_many_windows_see_the_answer(reader: Reade
         ({"dtype": "float8"}, "dtype is 'float8'"),
     ],
 )
-def test_a_pipeline_that_cannot_be_made_says_why(arguments: dict[str, Any], message: str) -> None:
+def test_a_pipeline_that_cannot_be_created_says_why(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pipeline(**arguments)
 
 
 @pytest.mark.parametrize("given", ["-1", "cpu", "torch"])
-def test_devices_are_taken_as_4_57_took_them(given: str) -> None:
+def test_devices_are_accepted_as_in_4_57(given: str) -> None:
     device: Any = {"-1": -1, "cpu": "cpu"}.get(given)
     if given == "torch":
         need_backend("torch")
@@ -225,17 +227,17 @@ def test_devices_are_taken_as_4_57_took_them(given: str) -> None:
     assert pipeline(device=device, torch_dtype="float32").reader.backend.device == "cpu"
 
 
-def test_topk_is_taken_with_a_warning(reader: Reader) -> None:
+def test_topk_is_accepted_with_a_warning(reader: Reader) -> None:
     with pytest.warns(FutureWarning, match="old name of top_k"):
         assert len(pipeline(model=reader)(question="Who?", context=HARBOUR, topk=3)) == 3
 
 
-def test_a_transformers_model_and_tokenizer_in_memory_are_taken(transformers: Any, reader: Reader) -> None:
+def test_a_transformers_model_and_tokenizer_in_memory_are_accepted(transformers: Any, reader: Reader) -> None:
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(MODEL, dtype="float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
     question = {"question": "Who is the harbour master?", "context": HARBOUR}
     answer = pipeline(model=model, tokenizer=tokenizer)(**question)
-    uncalibrated = copy.copy(reader)  # a model in memory brings no calibration
+    uncalibrated = copy.copy(reader)  # a model in memory has no calibration
     uncalibrated.calibration = Calibration()
     expected = pipeline(model=uncalibrated)(**question)
     for number in ("score", "probability"):

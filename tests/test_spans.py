@@ -10,14 +10,14 @@ from strategies import logits, offsets
 NEVER = -np.inf
 
 
-def places(tokens: int, longest: int) -> list[tuple[int, int]]:
-    """Every (first, last) token of a span, by the definition."""
+def all_spans(tokens: int, longest: int) -> list[tuple[int, int]]:
+    """Return (first, last) token of every span, by the definition."""
     return [(i, j) for i in range(tokens) for j in range(i, min(tokens, i + longest))]
 
 
 @st.composite
 def windows_of(draw: st.DrawFn, tokens: int) -> list[WindowLogits]:
-    """Windows that cover some of a passage, in any order, overlapping or not, perhaps twice the same."""
+    """Make windows that cover some of a passage, in any order, overlapping or not, possibly with duplicates."""
     windows = []
     for _ in range(draw(st.integers(0, 4))):
         first = draw(st.integers(0, tokens - 1))
@@ -27,7 +27,7 @@ def windows_of(draw: st.DrawFn, tokens: int) -> list[WindowLogits]:
     return windows
 
 
-def test_a_band_holds_every_span_of_a_window_by_start_and_length() -> None:
+def test_a_band_has_every_span_of_a_window_by_start_and_length() -> None:
     band = span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2)
     np.testing.assert_array_equal(band, [[11, 21], [22, 32], [33, NEVER]])
     assert band.dtype == np.float32
@@ -38,11 +38,11 @@ def test_a_band_of_no_tokens_is_empty() -> None:
 
 
 @given(st.data())
-def test_the_margin_of_a_place_is_the_largest_over_the_windows_that_hold_it(data: st.DataObject) -> None:
+def test_the_margin_of_a_span_is_the_largest_over_the_windows_that_contain_it(data: st.DataObject) -> None:
     tokens, longest = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 15))
     windows = data.draw(windows_of(tokens))
     band = passage_band(windows, tokens, longest)
-    for first, last in places(tokens, longest):
+    for first, last in all_spans(tokens, longest):
         margins = [
             window.start[first - window.first] + window.end[last - window.first] - window.null_start - window.null_end
             for window in windows
@@ -56,7 +56,7 @@ def test_the_margin_of_a_place_is_the_largest_over_the_windows_that_hold_it(data
     assert (band[~inside] == NEVER).all()
 
 
-def test_a_window_joined_twice_changes_nothing() -> None:
+def test_a_window_merged_twice_changes_nothing() -> None:
     generator = np.random.default_rng(0)
     windows = [
         WindowLogits(first, *generator.standard_normal((2, 9)).astype(np.float32), 0.25, -0.5) for first in (0, 5)
@@ -64,7 +64,7 @@ def test_a_window_joined_twice_changes_nothing() -> None:
     np.testing.assert_array_equal(passage_band(windows, 14, 6), passage_band([*windows, *windows[::-1]], 14, 6))
 
 
-def test_a_band_is_no_wider_than_the_longest_span_a_window_can_hold() -> None:
+def test_a_band_is_not_wider_than_the_longest_span_in_a_window() -> None:
     window = WindowLogits(0, np.zeros(4, np.float32), np.zeros(4, np.float32), 0.0, 0.0)
     assert passage_band([window], 4, max_answer_tokens=1_000_000_000).shape == (4, 4)
 
@@ -74,7 +74,7 @@ def best_spans(band: np.ndarray, where: np.ndarray, count: int) -> list[Span]:
 
 
 def brute_force(band: np.ndarray, where: np.ndarray, count: int) -> list[tuple[Span, list[float]]]:
-    """Take the best span with all that share a character with it, and so on: by looking at every pair."""
+    """Take the best span with all spans that share a character with it, and repeat, by comparing every pair."""
     left = [(-band[i, n], i, n) for i, n in np.ndindex(*band.shape) if band[i, n] > NEVER]
     spans: list[tuple[Span, list[float]]] = []
     while left and len(spans) < count:
@@ -88,7 +88,7 @@ def brute_force(band: np.ndarray, where: np.ndarray, count: int) -> list[tuple[S
 
 @settings(max_examples=300)
 @given(st.data())
-def test_the_best_spans_are_those_of_a_brute_force(data: st.DataObject) -> None:
+def test_the_best_spans_are_those_of_a_brute_force_search(data: st.DataObject) -> None:
     tokens, longest = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     where = data.draw(offsets(tokens))
     band = span_band(data.draw(logits(tokens)), data.draw(logits(tokens)), longest)
@@ -97,25 +97,25 @@ def test_the_best_spans_are_those_of_a_brute_force(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 9))
     found = [(span, sorted(taken[taken > NEVER].tolist())) for span, taken in distinct_spans(band, where, count)]
     assert found == brute_force(band, where, count)
-    np.testing.assert_array_equal(band, before)  # the band is left as it was
+    np.testing.assert_array_equal(band, before)  # the band is unchanged
 
 
 @given(st.data())
-def test_more_spans_begin_with_the_fewer(data: st.DataObject) -> None:
+def test_a_longer_list_of_spans_starts_with_the_shorter_list(data: st.DataObject) -> None:
     tokens = data.draw(st.integers(1, 12))
     where = data.draw(offsets(tokens))
     band = span_band(data.draw(logits(tokens)), data.draw(logits(tokens)), 5)
     assert best_spans(band, where, 9)[:2] == best_spans(band, where, 2)
 
 
-def test_equal_scores_are_settled_by_the_earlier_start_then_the_shorter_span() -> None:
+def test_equal_scores_are_ordered_by_the_earlier_start_then_the_shorter_span() -> None:
     where = np.array([[0, 1], [2, 3], [4, 5]], np.int32)
     band = np.zeros((3, 2), np.float32)
     band[2, 1] = NEVER
     assert best_spans(band, where, 9) == [Span(0, 0, 0.0), Span(1, 1, 0.0), Span(2, 2, 0.0)]
 
 
-def test_two_tokens_of_one_character_are_not_two_places() -> None:
+def test_two_tokens_of_one_character_are_not_two_spans() -> None:
     where = np.array([[0, 1], [0, 1], [1, 2]], np.int32)  # an emoji of two tokens, then a letter
     band = np.array([[3.0], [2.0], [1.0]], np.float32)
     assert best_spans(band, where, 9) == [Span(0, 0, 3.0), Span(2, 2, 1.0)]
@@ -128,12 +128,12 @@ def test_where_nothing_is_possible_there_is_no_span(shape: tuple[int, int]) -> N
 
 
 @given(st.data())
-def test_no_span_starts_or_ends_with_a_token_that_nobody_sees(data: st.DataObject) -> None:
+def test_no_span_starts_or_ends_with_an_invisible_token(data: st.DataObject) -> None:
     tokens, longest = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 5))
     where = data.draw(offsets(tokens))
     band = span_band(data.draw(logits(tokens)), data.draw(logits(tokens)), longest)
     before = band.copy()
     forbid_blank(band, where)
-    for i, j in places(tokens, longest):
+    for i, j in all_spans(tokens, longest):
         seen = where[i, 0] < where[i, 1] and where[j, 0] < where[j, 1]
         assert band[i, j - i] == (before[i, j - i] if seen else NEVER)

@@ -42,13 +42,13 @@ def test_a_gzipped_file_is_read_the_same(tmp_path: Path) -> None:
     assert read_squad(tmp_path / "dev.json.gz") == read_squad(plain)
 
 
-def test_version_1_files_have_no_mark_of_the_impossible_and_may_number_their_questions(tmp_path: Path) -> None:
+def test_version_1_files_have_no_is_impossible_and_may_have_numbers_as_ids(tmp_path: Path) -> None:
     (example,) = read_squad(write(tmp_path / "dev.json", squad(BUILDER | {"id": 17})))
     assert (example.id, len(example.answers)) == ("17", 1)
 
 
 def test_answers_of_an_impossible_question_do_not_count(tmp_path: Path) -> None:
-    """SQuAD 2.0 lists plausible ones apart; some files put them here."""
+    """SQuAD 2.0 stores plausible answers separately; some files put them here."""
     (example,) = read_squad(write(tmp_path / "dev.json", squad(BUILDER | {"is_impossible": True})))
     assert example.answers == ()
 
@@ -59,7 +59,7 @@ def test_a_missing_title_is_empty(tmp_path: Path) -> None:
     assert read_squad(write(tmp_path / "dev.json", data))[0].title == ""
 
 
-def test_the_mark_of_byte_order_is_dropped_and_line_ends_stay(tmp_path: Path) -> None:
+def test_the_byte_order_mark_is_dropped_and_line_ends_are_kept(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
     assert read_text(tmp_path / "a.txt") == "one\r\ntwo\rthree\n"
 
@@ -71,26 +71,26 @@ def where(value: Any, message: str) -> Any:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        where([], r'is not a SQuAD file: expected an object with a list under "data", found a list\.'),
+        where([], r'is not a SQuAD file: expected an object with a list under "data", found a list\. See docs/guide'),
         where({"version": "2"}, r'expected an object with a list under "data", found an object without it\.'),
         where({"data": {}}, r'expected an object with a list under "data", found an object without it\.'),
-        where({"data": []}, "holds no question"),
-        where(squad(), "holds no question"),
+        where({"data": []}, "has no question. Expected at least one"),
+        where(squad(), "has no question"),
         where({"data": [7]}, r"data\[0\]: expected an object, found a whole number"),
-        where({"data": [{}]}, r'data\[0\] lacks "paragraphs". SQuAD files have it; see docs/guide/evaluate.md'),
-        where({"data": [{"paragraphs": {}}]}, r'data\[0\]: "paragraphs" should be a list, found an object'),
-        where(squad(context=None), r'data\[0\].paragraphs\[0\]: "context" should be a string, found null'),
+        where({"data": [{}]}, r'data\[0\] has no "paragraphs", which SQuAD files must have. See docs/guide/evaluate.md'),
+        where({"data": [{"paragraphs": {}}]}, r'data\[0\]: expected "paragraphs" to be a list, found an object'),
+        where(squad(context=None), r'data\[0\].paragraphs\[0\]: expected "context" to be a string, found null'),
         where(squad("who?"), r"data\[0\].paragraphs\[0\].qas\[0\]: expected an object, found a string"),
-        where(squad(BUILDER, BUILDER), "holds the question id 'q1' twice; ids must be unique"),
-        where(squad(BUILDER | {"id": True}), r'"id" should be a string or a whole number, found true or false'),
-        where(squad(BUILDER | {"question": ["x"]}), r'qas\[0\]: "question" should be a string, found a list'),
-        where(squad({"id": "q", "question": "?"}), r'qas\[0\] lacks "answers"'),
+        where(squad(BUILDER, BUILDER), "has the question id 'q1' twice. Question ids must be unique"),
+        where(squad(BUILDER | {"id": True}), r'expected "id" to be a string or a whole number, found true or false'),
+        where(squad(BUILDER | {"question": ["x"]}), r'qas\[0\]: expected "question" to be a string, found a list'),
+        where(squad({"id": "q", "question": "?"}), r'qas\[0\] has no "answers"'),
         where(squad(BUILDER | {"answers": ["Anna"]}), r"qas\[0\].answers\[0\]: expected an object, found a string"),
-        where(squad(BUILDER | {"answers": [{"text": "Anna"}]}), r'answers\[0\] lacks "answer_start"'),
-        where(squad(BUILDER | {"answers": [{"text": "A", "answer_start": 1.5}]}), '"answer_start" should be a whole number'),
+        where(squad(BUILDER | {"answers": [{"text": "Anna"}]}), r'answers\[0\] has no "answer_start"'),
+        where(squad(BUILDER | {"answers": [{"text": "A", "answer_start": 1.5}]}), 'expected "answer_start" to be a whole number'),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_squad_file_is_refused_with_the_place(data: Any, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_squad_file_is_refused_with_the_location(data: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=message):
         read_squad(write(tmp_path / "dev.json", data))
 
@@ -100,32 +100,34 @@ def test_a_file_that_is_no_squad_file_is_refused_with_the_place(data: Any, messa
     [
         (b"{'data': []}", "is not JSON: Expecting property name .*line 1"),
         (b"", "is not JSON: Expecting value"),
-        (b"[" * 100_000, "is not JSON that can be read: maximum recursion depth"),
-        (b"1" * 10_000, "is not JSON that can be read: Exceeds the limit"),
+        (b"[" * 100_000, "contains JSON that Python cannot read: maximum recursion depth"),
+        (b"1" * 10_000, "contains JSON that Python cannot read: Exceeds the limit"),
         (b"\x1f\x8bnot gzip at all", r"is a damaged gzip file \("),
-        (gzip.compress(b"{}" * 99)[:-9], r"is a damaged gzip file \(.*Fetch or make it again"),
+        (gzip.compress(b"{}" * 99)[:-9], r"is a damaged gzip file \(.*Download or create it again"),
         (gzip.compress(b"{}")[:-6] + b"\x00" * 6, r"is a damaged gzip file \(CRC check failed"),
-        (b"PK\x03\x04\x00\x00", "is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first"),
-        ("{\"a\": \"é\"}".encode("latin1"), "is not UTF-8: byte 0xe9 at position 7. Convert it first, .* iconv -f latin1"),
+        (b"PK\x03\x04\x00\x00", "is a binary file. Expected plain UTF-8 text; extract the text from it first"),
+        ("{\"a\": \"é\"}".encode("latin1"), "is not UTF-8: found byte 0xe9 at position 7. Convert it first, .* iconv -f latin1"),
     ],
 )  # fmt: skip
-def test_a_file_that_holds_no_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_without_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         read_json(tmp_path / "a.json")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"There is no file '.*nowhere.json'. Check the name, or give the full path"):
+    with pytest.raises(
+        DatasetError, match=r"File '.*nowhere.json' does not exist. Check the name, or give the full path"
+    ):
         read_squad(tmp_path / "nowhere.json")
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"is a folder, not a file. Name the files in it"):
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is a folder. Expected a file; give the files in it"):
         read_text(tmp_path)
 
 
-def test_a_name_that_no_system_can_hold_is_refused() -> None:
+def test_a_name_that_is_too_long_is_refused() -> None:
     with pytest.raises(DatasetError, match=r"'x+' cannot be read: File name too long"):
         read_text("x" * 5000)
 
@@ -149,7 +151,7 @@ def test_what_is_written_entry_by_entry_is_one_json_object(tmp_path: Path, entri
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     with JsonObjectWriter(tmp_path / "out.json") as out:
         out.write("q1", "Anna")
         assert not (tmp_path / "out.json").exists()
@@ -170,13 +172,13 @@ def test_a_writer_is_used_in_its_with_block(tmp_path: Path) -> None:
         JsonObjectWriter(tmp_path / "out.json").write("q1", "Anna")
 
 
-def test_numbers_that_json_does_not_have_are_not_written(tmp_path: Path) -> None:
+def test_numbers_that_json_cannot_represent_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"), JsonObjectWriter(tmp_path / "out.json") as out:
         out.write("q1", float("nan"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_value_is_written_whole(tmp_path: Path) -> None:
+def test_a_value_is_written_completely(tmp_path: Path) -> None:
     write_json(tmp_path / "record.json", {"f1": 83.5, "model": "é"})
     assert json.loads((tmp_path / "record.json").read_text("utf-8")) == {"f1": 83.5, "model": "é"}
     assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]

@@ -1,12 +1,15 @@
-"""spanqa finds the answer to a question in a text, tells where it stands, how sure it is, and says when it is not there.
+"""Extractive question answering.
 
-    Example ──► Window ──► Batch ──► SpanLogits ──► Span ──► Answer
-    squad.py   windows.py  batches.py   backends/    spans.py   answers.py
-               tokens.py             (encoder.py, checkpoint.py)
-    └──────────────────────────── reader.py ────────────────────────────┘
-        used by: pipelines.py, evaluate/, quantize.py, cli/
+spanqa finds the answer to a question in a text, shows where it is and how confident the model is, and says when the text
+has no answer.
 
-Importing spanqa loads no framework: names are resolved when they are first used.
+     Example ──► Window ──► Batch ──► SpanLogits ──► Span ──► Answer
+     squad.py   windows.py  batches.py   backends/    spans.py   answers.py
+                tokens.py   └────────── engine.py ──────────┘
+     └──────────────────────────── reader.py ────────────────────────────┘
+         used by:  pipelines.py   evaluate/   train/   quantize.py   retrieval.py   cli/
+
+Importing spanqa loads no framework: each name is imported when it is first used.
 """
 
 from importlib import import_module

@@ -1,10 +1,10 @@
 """The encoder with its question-answering head, written once over a few array operations.
 
-The post-norm family (BERT, RoBERTa and XLM-R, ELECTRA, DistilBERT) is one function, `span_logits`. What differs between
-its members is data: a handful of numbers in `EncoderConfig`. The operations are given by the caller: NumPy computes with
-them, OpenVINO builds a graph from them.
+The post-norm family (BERT, RoBERTa and XLM-R, ELECTRA, DistilBERT) is one function, `span_logits`. Its members differ only in
+data: a few numbers in `EncoderConfig`. The caller provides the operations: NumPy, JAX and TensorFlow compute with them; OpenVINO
+and ONNX Runtime build a graph from them.
 
-It reads no files (`spanqa.weights`), knows no foreign names (`spanqa.families`) and no framework.
+This module reads no files (`spanqa.weights`), uses no names of other libraries (`spanqa.families`) and no framework.
 
 Source: Devlin et al. 2018 (https://arxiv.org/abs/1810.04805).
 """
@@ -18,11 +18,11 @@ Array = TypeVar("Array")
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """The numbers that make an encoder.
+    """The numbers that define an encoder.
 
-    `position_offset` is added to position ids (RoBERTa counts from padding index + 1); `max_seq_length` is the longest
-    window, specials counted. `embedding_size` differs from `hidden_size` only in ELECTRA. `token_types` is 0 where the
-    model has no token type embedding.
+    `position_offset` is added to position ids (RoBERTa counts from padding index + 1). `max_seq_length` is the longest window,
+    special tokens counted. `embedding_size` differs from `hidden_size` only in ELECTRA. `token_types` is 0 if the model has
+    no token type embedding.
     """
 
     model_type: str
@@ -40,56 +40,56 @@ class EncoderConfig:
 
 
 class Ops(Protocol[Array]):
-    """The array operations an encoder is made of. Axes: batch, token (query, key), head, hidden."""
+    """The array operations that an encoder uses. Axes: batch, token (query, key), head, hidden."""
 
     def embed(self, table: Array, ids: Array) -> Array:
-        """Rows of `table` `[vocabulary, hidden]` at `ids` `[batch, token]` -> `[batch, token, hidden]`."""
+        """Return the rows of `table` `[vocabulary, hidden]` at `ids` `[batch, token]`: `[batch, token, hidden]`."""
 
     def shift(self, ids: Array, offset: int) -> Array:
-        """`ids` + offset."""
+        """Return `ids` + offset."""
 
     def linear(self, x: Array, weight: Array, bias: Array) -> Array:
-        """`x` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`."""
+        """Return `x` times the transpose of `weight` `[out, in]`, plus `bias` `[out]`."""
 
     def add(self, a: Array, b: Array) -> Array:
-        """Sum of two arrays of one shape."""
+        """Return the sum of two arrays of the same shape."""
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        """Layer normalisation over the last axis."""
+        """Apply layer normalization over the last axis."""
 
     def activate(self, x: Array, name: str) -> Array:
-        """One of `ACTIVATIONS`."""
+        """Apply one of `ACTIVATIONS`."""
 
     def split_heads(self, x: Array, heads: int) -> Array:
-        """`[batch, token, hidden]` -> `[batch, head, token, hidden / heads]`."""
+        """Turn `[batch, token, hidden]` into `[batch, head, token, hidden / heads]`."""
 
     def merge_heads(self, x: Array) -> Array:
-        """The inverse of `split_heads`."""
+        """Undo `split_heads`."""
 
     def take(self, x: Array, index: Array) -> Array:
-        """`x` `[batch, token]` or `[batch, token, hidden]` at tokens `index` `[batch, query]`: query takes the place of token."""
+        """Return `x` `[batch, token]` or `[batch, token, hidden]` at tokens `index` `[batch, query]`: query replaces token."""
 
     def same_window(self, query_window: Array, key_window: Array) -> Array:
-        """Which queries may look at which keys, by the window of each -> `[batch, 1, query, key]`, as `attend` wants it."""
+        """Return which queries may attend to which keys, by their windows: `[batch, 1, query, key]`, in the form `attend` expects."""
 
     def attend(self, query: Array, key: Array, value: Array, mask: Array) -> Array:
-        """Scaled dot-product attention -> `[batch, head, query, hidden / heads]`."""
+        """Return scaled dot-product attention: `[batch, head, query, hidden / heads]`."""
 
     def attention(self, query: Array, key: Array, mask: Array) -> Array:
-        """Its probabilities alone -> `[batch, head, query, key]`."""
+        """Return the attention probabilities only: `[batch, head, query, key]`."""
 
     def column(self, x: Array, index: int) -> Array:
-        """`[batch, token, hidden]` -> `[batch, token]`, one place of the last axis."""
+        """Turn `[batch, token, hidden]` into `[batch, token]`: one index of the last axis."""
 
 
 ACTIVATIONS: Mapping[str, str] = {
-    "gelu": "gelu",  # exact, by the error function
+    "gelu": "gelu",  # exact, with the error function
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-"""What checkpoints call an activation -> what it is."""
+"""Names of activations in checkpoints -> our names."""
 
 
 def span_logits(
@@ -104,11 +104,11 @@ def span_logits(
     *,
     layers: Collection[int] = (),
 ) -> tuple[Array, Array, dict[int, Array]]:
-    """Return start logits and end logits `[batch, token]`, and the attention `[batch, head, query, key]` of some `layers`.
+    """Return start and end logits `[batch, token]`, and the attention `[batch, head, query, key]` of the requested `layers`.
 
-    The first four inputs are those of `spanqa.batches.Batch`; `queries` `[batch, query]` are the tokens whose attention is
-    wanted, and needed only with `layers`. Logits are computed the same way with and without. `weights` has the names of
-    `weight_shapes`.
+    The first four inputs are those of `spanqa.batches.Batch`. `queries` `[batch, query]` are the tokens whose attention is
+    requested; they are needed only with `layers`. Logits are computed in the same way with and without attention. `weights` has the
+    names of `weight_shapes`.
     """
 
     def linear(x: Array, name: str) -> Array:
@@ -146,7 +146,7 @@ def span_logits(
 
 
 def weight_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Return every parameter of the encoder, by our names, with its shape."""
+    """Return the shape of every parameter of the encoder, by our names."""
     hidden, embedding, inner = config.hidden_size, config.embedding_size, config.intermediate_size
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word": (config.vocab_size, embedding),

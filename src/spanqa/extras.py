@@ -1,6 +1,6 @@
 """What each optional part of spanqa needs, and the error when it is missing.
 
-Nothing is imported here: a package counts as installed when Python can find it.
+Nothing is imported here: a package counts as installed if Python can find it.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from spanqa.errors import NotInstalledError
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """`what` needs `packages` (by the names they are imported by); pip installs them as `spanqa[extra]`, "" is the base."""
+    """`what` needs `packages` (import names). pip installs them with `spanqa[extra]`; "" means the base package."""
 
     what: str
     packages: tuple[str, ...]
@@ -32,10 +32,10 @@ NEEDS: dict[str, Need] = {
     "train": Need("Training", ("torch", "transformers", "accelerate"), "train"),
     "parquet": Need("Reading Parquet files", ("pyarrow",), "train"),
     "datasets": Need("Reading a folder of Hugging Face datasets", ("datasets",), "train"),
-    "report": Need("A report", ("matplotlib",), "report"),
-    "search": Need("Choosing passages by their words", ("bm25s",), "search"),
+    "report": Need("Writing a report", ("matplotlib",), "report"),
+    "search": Need("Selecting passages by their words", ("bm25s",), "search"),
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
-    "transformers": Need("Reviving transformers' pipeline", ("transformers", "torch"), "torch"),
+    "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }
 """Every optional part, by name. The names of backends are those of `spanqa.backends.registry`."""
 
@@ -46,7 +46,7 @@ def missing(name: str) -> list[str]:
 
 
 def installed(name: str) -> bool:
-    """Return whether all that a part needs is installed."""
+    """Return whether everything that a part needs is installed."""
     return not missing(name)
 
 
@@ -54,7 +54,7 @@ def require(name: str) -> None:
     """Check that a part can be used.
 
     Raises:
-        NotInstalledError: packages are missing; the message names them and the command that installs them.
+        NotInstalledError: packages are missing. The message names them and the command that installs them.
     """
     lacking = missing(name)
     if lacking:
@@ -66,7 +66,7 @@ def require(name: str) -> None:
 
 
 def package_version(package: str) -> str:
-    """Return the version of an installed package, by the name it is imported by (tensorflow may be tensorflow-cpu)."""
+    """Return the version of an installed package, by its import name (tensorflow may be installed as tensorflow-cpu)."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,9 +1,9 @@
-"""The encoder families: for each, Hugging Face's parameter names and config keys, and the function that computes it.
+"""The encoder families: Hugging Face's parameter names and config keys of each, and the function that computes it.
 
-A family is one record. Its members differ only in data, so a checkpoint of any of them becomes an `EncoderConfig` and
-parameters under our own names. Two of our names may have one stored name: a tensor shared by several layers is stored once.
+A family is one record. Families differ only in data, so a checkpoint of any family becomes an `EncoderConfig` and parameters with
+our own names. Two of our names can have the same stored name: a tensor that several layers share is stored once.
 
-Source: the configuration and modeling files of transformers, one folder a model type.
+Source: the configuration and modeling files of transformers, one folder per model type.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ from spanqa.encoder import ACTIVATIONS, EncoderConfig, span_logits, weight_shape
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How checkpoints of a model type are read and computed.
+    """How to read and compute checkpoints of a model type.
 
-    `prefix` and `names`: what stored parameters are called. `config`: the contents of config.json -> `EncoderConfig`. `shapes`:
-    that config -> every parameter, by our names, with its shape. `logits`: the function that computes the encoder, with the
-    signature of `spanqa.encoder.span_logits`.
+    `prefix` and `names` give the names of the stored parameters. `config` turns the contents of config.json into an
+    `EncoderConfig`. `shapes` returns the shape of every parameter for such a config, by our names. `logits` is the function that
+    computes the encoder, with the signature of `spanqa.encoder.span_logits`.
     """
 
     prefix: str
@@ -29,7 +29,7 @@ class Family:
     logits: Callable[..., Any] = span_logits
 
     def stored_name(self, name: str) -> str:
-        """Return the name that a checkpoint of the family gives to our parameter.
+        """Return the stored name of one of our parameters in checkpoints of this family.
 
         >>> FAMILIES["bert"].stored_name("layer.3.query.weight")
         'bert.encoder.layer.3.attention.self.query.weight'
@@ -45,7 +45,7 @@ class Family:
         return f"{self.prefix}{self.names['layer']}.{index}.{self.names[piece]}.{kind}"
 
 
-# Parameter names in transformers' checkpoints: our part -> theirs, below the family's prefix. The head is "qa_outputs" in all.
+# Parameter names in transformers' checkpoints: our part -> their part, after the family's prefix. The head is always "qa_outputs".
 _BERT_NAMES: Mapping[str, str] = {
     "embeddings.word": "embeddings.word_embeddings.weight",
     "embeddings.position": "embeddings.position_embeddings.weight",
@@ -79,7 +79,7 @@ _DISTILBERT_NAMES: Mapping[str, str] = {
 
 
 def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
-    """Read a config with BERT's keys; `known` are the fields that the family reads itself."""
+    """Read a config with BERT's keys. `known` contains the fields that the family has read itself."""
     refused = {
         "position_embedding_type": ("absolute", None),
         "is_decoder": (False, None),
@@ -101,7 +101,7 @@ def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
         raise ValueError(f"the activation is {activation!r}; expected one of {', '.join(sorted(ACTIVATIONS))}")
     hidden, heads = numbers["hidden_size"], numbers["heads"]
     if heads < 1 or hidden % heads:
-        raise ValueError(f"the hidden size {hidden} is no multiple of the {heads} attention heads")
+        raise ValueError(f"the hidden size {hidden} is not a multiple of the {heads} attention heads")
     offset = known.pop("position_offset", 0)
     eps = float(known.pop("layer_norm_eps", config.get("layer_norm_eps", 1e-12)))
     token_types = int(known.pop("token_types", config.get("type_vocab_size", 2)))
@@ -149,14 +149,14 @@ FAMILIES: Mapping[str, Family] = {
     "electra": Family("electra.", _BERT_NAMES, _electra),
     "distilbert": Family("distilbert.", _DISTILBERT_NAMES, _distilbert),
 }
-"""model_type of config.json -> its family."""
+"""`model_type` of config.json -> its family."""
 
 
 def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """Read what the encoder needs from the contents of a `config.json` of one of the `FAMILIES`.
+    """Read the encoder's numbers from the contents of a `config.json` of one of the `FAMILIES`.
 
     Raises:
-        KeyError: a number is missing; its name is the argument.
-        ValueError: a setting that this encoder does not have; the message names it.
+        KeyError: a number is missing. Its name is the argument.
+        ValueError: the encoder does not support a setting. The message names it.
     """
     return FAMILIES[config["model_type"]].config(config)

@@ -1,6 +1,6 @@
-"""Files: text and JSON in, whole files out.
+"""Files: reads text and JSON, writes complete files.
 
-What is written appears under its name only when it is complete; a run that fails leaves the file of that name as it was.
+A written file appears under its name only when it is complete. A run that fails leaves an existing file unchanged.
 """
 
 import errno
@@ -18,10 +18,10 @@ from spanqa.errors import CheckpointError, DatasetError
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a UTF-8 file, gzip'd or not; a leading byte order mark is dropped, line ends are kept.
+    """Return the text of a UTF-8 file, plain or gzipped. A leading byte order mark is dropped; line ends are kept.
 
     Raises:
-        DatasetError: the file is missing, a folder, unreadable, binary, or not UTF-8.
+        DatasetError: the file does not exist, is a folder, cannot be read, is binary, or is not UTF-8.
     """
     path = Path(path)
     try:
@@ -29,42 +29,40 @@ def read_text(path: str | os.PathLike[str]) -> str:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except FileNotFoundError:
-        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.") from None
+        raise DatasetError(f"File {str(path)!r} does not exist. Check the name, or give the full path.") from None
     except IsADirectoryError:
-        raise DatasetError(f"{str(path)!r} is a folder, not a file. Name the files in it.") from None
+        raise DatasetError(f"{str(path)!r} is a folder. Expected a file; give the files in it.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Fetch or make it again.") from error
+        raise DatasetError(f"{str(path)!r} is a damaged gzip file ({error}). Download or create it again.") from error
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # a name that no file can have
+    except ValueError as error:  # the name is not a valid file name
         raise DatasetError(f"{str(path)!r} cannot be read: {error}.") from None
     return decode_text(data, repr(str(path)))
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Return bytes as the UTF-8 text they are; a leading byte order mark is dropped. `name` is for the message.
+    """Decode UTF-8 bytes. A leading byte order mark is dropped. `name` is used in error messages.
 
     Raises:
-        DatasetError: they are binary, or not UTF-8.
+        DatasetError: the bytes are binary, or not UTF-8.
     """
     if b"\x00" in data:
-        raise DatasetError(
-            f"{name} is a binary file, not text. spanqa reads plain UTF-8 text; extract the text from it first."
-        )
+        raise DatasetError(f"{name} is a binary file. Expected plain UTF-8 text; extract the text from it first.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{name} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start}. "
+            f"{name} is not UTF-8: found byte 0x{data[error.start]:02x} at position {error.start}. "
             "Convert it first, for example: iconv -f latin1 -t utf-8 OLD > NEW"
         ) from None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a JSON file, gzip'd or not.
+    """Return the content of a JSON file, plain or gzipped.
 
     Raises:
-        DatasetError: as `read_text`, or the file is not JSON.
+        DatasetError: as for `read_text`, or the file is not JSON.
     """
     text = read_text(path)
     try:
@@ -74,14 +72,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
             f"{str(path)!r} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
     except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
-        raise DatasetError(f"{str(path)!r} is not JSON that can be read: {error}.") from None
+        raise DatasetError(f"{str(path)!r} contains JSON that Python cannot read: {error}.") from None
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
-    """Open a text file for writing that gets its name, and replaces the old file, at the end of the `with` block.
+    """Open a text file for writing that replaces the file at `path` at the end of the `with` block.
 
-    Until then it has a name of its own, so that two writers never share one. Left by an exception, it is removed.
+    Until then it has a temporary name, so two writers never share a file. On an exception, it is removed.
     """
     path = Path(path)
     if path.is_dir():  # known before the work is done, not only when the file gets its name
@@ -101,30 +99,30 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[str]]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file, all or nothing."""
     with replacing(path) as file:
         file.write(text)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file, all or nothing."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_object(path: Path, hint: str = "") -> dict[str, Any]:
-    """Return the object that a JSON file of a model folder holds; `hint` ends the message when the file is missing.
+    """Return the object in a JSON file of a model folder. `hint` ends the message if the file does not exist.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, not JSON, or holds no object.
+        CheckpointError: the file does not exist, cannot be read, is not JSON, or contains no object.
     """
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{str(path.parent)!r} holds no {path.name}. {hint}".strip()) from None
+        raise CheckpointError(f"{str(path.parent)!r} has no {path.name}. {hint}".strip()) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or numbers or nesting beyond Python's limits
         raise CheckpointError(f"{str(path)!r} is not JSON: {error}.") from None
     except OSError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{str(path)!r} should hold a JSON object.")
+        raise CheckpointError(f"{str(path)!r} does not contain a JSON object. Expected one.")
     return value

@@ -1,11 +1,11 @@
 """`pipeline("question-answering")`: the call forms of transformers 4.x on top of the Reader.
 
-It takes what transformers 4.57 took and returns dictionaries with `score`, `start`, `end`, `answer`, and our
-`probability`. Where 4.57 was right its semantics hold; where it was wrong (scores summed over windows, answers of
-different places merged by their text, `max_question_len` ignored, strides that panic) ours do. `docs/migrating.md`
-lists every difference.
+It accepts what transformers 4.57 accepted and returns dictionaries with `score`, `start`, `end`, `answer`, and our
+`probability`. Where 4.57 was right, this module behaves the same. Where 4.57 was wrong (scores summed over windows, answers at
+different positions merged by their text, `max_question_len` ignored, strides that panic), it behaves correctly.
+`docs/migrating.md` lists every difference.
 
-It does not decide whether there is an answer by the stored threshold: `Reader.ask` does.
+It does not use the stored threshold to decide whether there is an answer: `Reader.ask` does.
 """
 
 import math
@@ -37,15 +37,14 @@ _CALL_ONLY = (
     "batch_size",
     "num_workers",
     "padding",
-)  # taken because 4.57 took them; batches are planned by tokens here
+)  # accepted because 4.57 accepted them; here batches are planned by tokens
 
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
-    """The parameters of a call, by the names and with the defaults of transformers 4.57; lengths are tokens.
+    """The parameters of a call, with the names and defaults of transformers 4.57. Lengths are in tokens.
 
-    `doc_stride` is an overlap. `max_seq_len` is min(384, what the model reads) when None, `doc_stride`
-    min(max_seq_len // 2, 128).
+    `doc_stride` is an overlap; None means min(max_seq_len // 2, 128). `max_seq_len` None means min(384, the model's maximum).
     """
 
     top_k: int = 1
@@ -62,7 +61,7 @@ class CallSettings:
             if value is None and name in ("doc_stride", "max_seq_len"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} is {value!r}; expected a whole number, at least {least}.")
+                raise InputError(f"{name} is {value!r}. Expected a whole number, at least {least}.")
 
 
 Item = tuple[str, str]
@@ -86,26 +85,26 @@ def pipeline(
         qa(question="Who built it?", context="The pier was built by Anna Kestrel.")
         # {'score': 0.93, 'start': 22, 'end': 34, 'answer': 'Anna Kestrel', 'probability': 0.95}
 
-    `model` is a bundled name (spanqa-mini when None), a folder, a hub id, a `Reader`, or a transformers model;
-    `tokenizer` a folder, a hub id or a fast tokenizer of transformers, and only needed with a transformers model.
-    `defaults` are parameters of the call (`top_k`, `max_answer_len`, ...) to use where a call does not give them.
+    `model` is a bundled name (None is spanqa-mini), a folder, a hub id, a `Reader`, or a transformers model. `tokenizer` is a
+    folder, a hub id or a fast tokenizer of transformers; only a transformers model needs it. `defaults` are call parameters
+    (`top_k`, `max_answer_len`, ...) for calls that do not set them.
 
     Raises:
-        InputError: another task, or an argument that this pipeline does not have.
+        InputError: the task is another one, or this pipeline does not have an argument.
         CheckpointError, BackendError: the model cannot be loaded or run.
     """
     if task != TASK:
-        raise InputError(f"spanqa has no pipeline {task!r}; it has {TASK!r} only.")
+        raise InputError(f"spanqa has no pipeline {task!r}. The only task is {TASK!r}.")
     return QuestionAnsweringPipeline(
         model, tokenizer, device=device, dtype=dtype or torch_dtype, backend=backend, revision=revision, **defaults
     )
 
 
 class QuestionAnsweringPipeline:
-    """What `pipeline` returns: a reader, and default parameters for its calls."""
+    """What `pipeline` returns: a reader and default call parameters."""
 
     task = TASK
-    # What transformers 5 asks of a registered pipeline: which parts to load before it makes one.
+    # transformers 5 reads these flags of a registered pipeline: which parts to load before it creates one.
     _load_tokenizer = True
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
@@ -123,13 +122,13 @@ class QuestionAnsweringPipeline:
         **defaults: Any,
     ) -> None:
         if framework not in (None, "pt"):
-            raise InputError(f"framework is {framework!r}; choose with backend= instead (see `spanqa info`).")
+            raise InputError(f"framework is {framework!r}. Choose a backend with backend= instead (see `spanqa info`).")
         self._defaults = _parameters(defaults)
         self.reader = _reader(model, tokenizer, device=device, dtype=dtype, backend=backend, revision=revision)
 
     @staticmethod
     def create_sample(question: str | list[str], context: str | list[str]) -> Any:
-        """Return what the pipeline takes as one example; a list of them when given lists."""
+        """Return one example in a form that the pipeline accepts; for lists, a list of examples."""
         if isinstance(question, list):
             return [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
         return {"question": question, "context": context}
@@ -137,11 +136,11 @@ class QuestionAnsweringPipeline:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer questions: `question=` and `context=` as strings or lists, a dict, a list of dicts, or a generator.
 
-        Returns a dictionary for one question with one answer, a list of dictionaries for one question with several
-        (`top_k`), a list with one such item for each of several questions, and an iterator for a generator or data set.
+        One question with one answer gives a dictionary; one question with several answers (`top_k`) gives a list of
+        dictionaries. Several questions give a list with one such item per question. A generator or data set gives an iterator.
 
         Raises:
-            InputError: the arguments cannot be understood, or a question or context is empty.
+            InputError: the arguments are not one of these forms, or a question or context is empty.
         """
         texts = {name: kwargs.pop(name, None) for name in ("X", "data", "question", "context")}
         settings = CallSettings(**(self._defaults | _parameters(kwargs)))
@@ -157,7 +156,7 @@ class QuestionAnsweringPipeline:
     predict = transform = __call__
 
     def _answers(self, items: Iterable[Item], settings: CallSettings) -> Iterator[Any]:
-        """Yield the result of each item; neighbours that want the same windows go through the model together."""
+        """Yield the result of each item; consecutive items with equal window settings share batches."""
         encoded = (self._encode(question, context, settings) for question, context in items)
         for windows, group in groupby(encoded, key=lambda item: self._windows(item[0], item[1], settings)):
             reader = self.reader.with_settings(windows=windows, answers=AnswerSettings(settings.max_answer_len))
@@ -166,7 +165,7 @@ class QuestionAnsweringPipeline:
                 yield answers[0] if len(answers) == 1 else answers
 
     def _encode(self, question: str, context: str, settings: CallSettings) -> tuple[Tokens, Passage]:
-        """Encode both texts, once; of the question the first `max_question_len` tokens."""
+        """Encode both texts once, and cut the question to its first `max_question_len` tokens."""
         tokens = self.reader.checkpoint.tokenizer.encode(question)
         return tokens.first(settings.max_question_len), self.reader.prepare(context)
 
@@ -179,7 +178,7 @@ class QuestionAnsweringPipeline:
         return WindowSettings(length, overlap if fits else None, settings.max_question_len)
 
     def _decode(self, reading: Reading, settings: CallSettings) -> list[dict[str, Any]]:
-        """Return the best answers of one question, each span once, with the probability of its best tokens."""
+        """Return the best answers to one question, each span once, with the probability of its best token span."""
         passage, windows = reading.passages[0], reading.logits[0]
         bounds = passage.tokens.offsets
         words = passage.tokens.word_bounds() if settings.align_to_words else bounds
@@ -197,8 +196,8 @@ class QuestionAnsweringPipeline:
                         found[span] = score, first, last
 
         def probability(first: int, last: int) -> float:
-            rows, there = overlapping(band.shape, bounds, first, last)
-            return probabilities.of_answer(log_sum_exp(band[rows][there], calibration.temperature))
+            rows, mask = overlapping(band.shape, bounds, first, last)
+            return probabilities.of_answer(log_sum_exp(band[rows][mask], calibration.temperature))
 
         answers: list[dict[str, Any]] = [
             {
@@ -219,7 +218,7 @@ class QuestionAnsweringPipeline:
 
 
 def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[int, int, float]]:
-    """Yield the best token spans of a window (first, last, probability), more of them than answers are wanted.
+    """Yield the best token spans of a window (first, last, probability), more than the number of answers requested.
 
     The probability is softmax(start) x softmax(end), each over the window's passage tokens and [CLS].
     """
@@ -230,21 +229,21 @@ def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[
     band = span_band(start, end, settings.max_answer_len)
     count = min(band.size, 2 * settings.top_k + 10)
     best = np.argpartition(-band, count - 1, axis=None)[:count]
-    for place in best[np.argsort(-band.ravel()[best], kind="stable")]:
-        first, extent = divmod(int(place), band.shape[1])
+    for index in best[np.argsort(-band.ravel()[best], kind="stable")]:
+        first, extent = divmod(int(index), band.shape[1])
         if band[first, extent] > -np.inf:
             yield window.first + first, window.first + first + extent, math.exp(band[first, extent])
 
 
 def _null_probability(window: WindowLogits) -> float:
-    """softmax(start) x softmax(end) of [CLS]."""
+    """Return softmax(start) x softmax(end) of [CLS]."""
     start = window.null_start - log_sum_exp(np.append(window.start, np.float32(window.null_start)))
     end = window.null_end - log_sum_exp(np.append(window.end, np.float32(window.null_end)))
     return math.exp(start + end)
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a call that were given a value; None means not given, as it did in 4.57."""
+    """Return the call parameters that have a value; None means not given, as in 4.57."""
     given = {name: value for name, value in given.items() if value is not None and name not in _CALL_ONLY}
     if "topk" in given:
         warnings.warn("topk is the old name of top_k", FutureWarning, stacklevel=3)
@@ -252,22 +251,22 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     known = [field.name for field in fields(CallSettings)]
     unknown = [name for name in given if name not in known]
     if unknown:
-        raise InputError(f"The pipeline has no parameter {unknown[0]!r}. It has {', '.join(known)}.")
+        raise InputError(f"The pipeline has no parameter {unknown[0]!r}. Expected {', '.join(known)}.")
     return given
 
 
 def _inputs(args: Sequence[Any], texts: Mapping[str, Any]) -> Iterator[Any] | list[Any]:
-    """Return the examples of a call, from any form that 4.57 took: an iterator for a generator or data set, else a list."""
+    """Return the examples of a call, in any form that 4.57 accepted: an iterator for a generator or data set, else a list."""
     named = {name: value for name, value in texts.items() if value is not None}
     ways = [bool(args), "X" in named, "data" in named, "question" in named or "context" in named]
     if sum(ways) > 1:
-        raise InputError("Examples were given in two ways. Give question= and context=, or one list of both.")
+        raise InputError("Examples were given in two ways. Give either question= and context=, or one list of both.")
     if len(args) == 2 and all(isinstance(arg, str) for arg in args):
         named = {"question": args[0], "context": args[1]}
     elif args:
         named = {"data": args[0] if len(args) == 1 else list(args)}
     if not named:
-        raise InputError("Nothing was asked. Give question= and context=.")
+        raise InputError("No question was given. Give question= and context=.")
     if "data" in named or "X" in named:
         return _examples(named.get("data", named.get("X")))
     return _pairs(named.get("question"), named.get("context"))
@@ -297,11 +296,11 @@ def _pairs(question: Any, context: Any) -> list[Any]:
     if isinstance(question, list) and isinstance(context, list):
         if len(question) != len(context):
             raise InputError(
-                f"There are {len(question)} questions and {len(context)} contexts; expected as many of each."
+                f"There are {len(question)} questions and {len(context)} contexts. Expected the same number of both."
             )
         return [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
     raise InputError(
-        f"question is {type(question).__name__} and context is {type(context).__name__}; expected two strings, two lists, "
+        f"question is {type(question).__name__} and context is {type(context).__name__}. Expected two strings, two lists, "
         "or a list of questions and one context."
     )
 
@@ -311,19 +310,19 @@ def _item(example: Any) -> Item:
     if isinstance(example, dict):
         missing = [name for name in ("question", "context") if name not in example]
         if missing:
-            raise InputError(f"An example lacks {missing[0]!r}: {example!r:.100}. Expected 'question' and 'context'.")
+            raise InputError(f"An example has no {missing[0]!r}: {example!r:.100}. Expected 'question' and 'context'.")
         question, context = example["question"], example["context"]
     elif hasattr(example, "question_text") and hasattr(example, "context_text"):
         question, context = example.question_text, example.context_text
     else:
         raise InputError(
-            f"An example should be a dict with question and context, got {type(example).__name__}: {example!r:.60}."
+            f"Expected an example as a dict with question and context, got {type(example).__name__}: {example!r:.60}."
         )
     for name, text in (("question", question), ("context", context)):
         if not isinstance(text, str):
-            raise InputError(f"{name} should be a text (str), got {type(text).__name__}: {text!r:.60}.")
+            raise InputError(f"{name} must be a string (str), got {type(text).__name__}: {text!r:.60}.")
         if not text.strip():
-            raise InputError(f"{name} is empty.")
+            raise InputError(f"{name} is empty. Expected text.")
     return question, context
 
 
@@ -332,7 +331,7 @@ def _reader(model: Any, tokenizer: Any, *, device: Any, dtype: Any, backend: str
     device = "auto" if device is None else str(device)
     name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in _DTYPES and name not in _DTYPES.values():
-        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(_DTYPES)}.")
+        raise InputError(f"dtype is {dtype!r}. Expected one of {', '.join(_DTYPES)}.")
     dtype = _DTYPES.get(name, name)
     if isinstance(model, Reader):
         return model
@@ -347,14 +346,14 @@ def _reader(model: Any, tokenizer: Any, *, device: Any, dtype: Any, backend: str
 
 
 def _reader_of_module(module: Any, tokenizer: Any, *, device: str, dtype: str, backend: str) -> Reader:
-    """A reader around a transformers model that is already in memory, as `pipeline(model=model, tokenizer=tokenizer)`."""
+    """Return a reader around a transformers model in memory, as in `pipeline(model=model, tokenizer=tokenizer)`."""
     if backend not in ("auto", "torch"):
         raise BackendError(
-            f"backend is {backend!r}, but a transformers model in memory runs on 'torch'. Give its folder instead."
+            f"backend is {backend!r}, but a transformers model in memory runs on 'torch' only. Give the model's folder instead."
         )
     if tokenizer is None or not hasattr(module, "config"):
         raise InputError(
-            "A transformers model in memory needs its tokenizer: pipeline(model=model, tokenizer=tokenizer)."
+            "A transformers model in memory needs its tokenizer. Call pipeline(model=model, tokenizer=tokenizer)."
         )
     from spanqa.backends import torch as torch_backend
 
@@ -377,10 +376,10 @@ def _tokenizer(tokenizer: Any, config: Mapping[str, Any]) -> Any:
 
 
 def revive_transformers_pipeline() -> None:
-    """Make `transformers.pipeline("question-answering", ...)` work again on transformers 5, by this pipeline.
+    """Make `transformers.pipeline("question-answering", ...)` work again on transformers 5, with this pipeline.
 
-    Registers it with transformers' own registry and takes the task out of its table of removed ones. Call it once, before
-    the old code runs; nothing else of transformers changes. Without a model, transformers' old default is taken.
+    This registers the pipeline with transformers' own registry and removes the task from its table of removed tasks. Call it once,
+    before the old code runs. Nothing else in transformers changes. The default model is the old default of transformers.
 
     Raises:
         NotInstalledError: transformers is not installed.
@@ -394,7 +393,7 @@ def revive_transformers_pipeline() -> None:
     known = registry.supported_tasks.get(TASK)
     if known is not None and known["impl"] is not QuestionAnsweringPipeline:
         raise InputError(
-            f"transformers {transformers.__version__} still has its own {TASK!r} pipeline; nothing to revive."
+            f"transformers {transformers.__version__} still has its own {TASK!r} pipeline. There is nothing to revive."
         )
     getattr(pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
     if known is None:

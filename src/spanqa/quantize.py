@@ -1,10 +1,10 @@
-"""8-bit integers: a copy of a model that OpenVINO runs faster, and that is known not to have lost its answers.
+"""8-bit integers: makes a copy of a model that OpenVINO runs faster, and checks that it keeps its F1.
 
-NNCF's post-training quantization, calibrated on the user's own passages; the floats stay beside the integers, so every
-other backend reads the folder as before. F1 is measured before and after, the no-answer threshold is fitted again, and a
-model that lost more than it may is not written.
+This is NNCF's post-training quantization, calibrated on the user's own passages. The float weights stay beside the integers, so
+every other backend reads the folder as before. F1 is measured before and after, and the no-answer threshold is fitted again. A
+model that loses more F1 than allowed is not written.
 
-What it needs: pip install 'spanqa[quantize]'.
+Needs: pip install 'spanqa[quantize]'.
 
 Source: NNCF, post-training quantization with SmoothQuant (https://arxiv.org/abs/2211.10438) for transformers.
 """
@@ -40,7 +40,7 @@ from spanqa.windows import cut
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What was done and measured: goes into spanqa.json as "quantization"."""
+    """What was done and measured. It is stored in spanqa.json as "quantization"."""
 
     engine: str
     ffn_outputs: str
@@ -65,28 +65,28 @@ def quantize(
 ) -> Quantized:
     """Write a copy of a model with an int8 graph beside its weights, and return what was measured.
 
-    The first `calibration_questions`, drawn by seed 0, show NNCF the range of the activations; the others measure. All matrix
-    products become int8; when that loses more than `most_f1_lost` points, the second layers of the feed-forward blocks, whose
-    activations have the largest outliers, stay in floats.
+    `calibration_questions` questions, drawn with seed 0, show NNCF the range of the activations; the others measure F1. All
+    matrix products become int8. If that loses more than `most_f1_lost` points, the second layers of the feed-forward blocks,
+    whose activations have the largest outliers, stay in floats.
 
     Raises:
-        AccuracyLostError: that, too, loses more; nothing is written.
-        InputError: there are too few questions, or `out` is there already.
+        AccuracyLostError: that loses more, too. Nothing is written.
+        InputError: there are too few questions, or `out` already exists.
         NotInstalledError: NNCF is not installed.
     """
     out = Path(out)
     if out.exists():
-        raise InputError(f"{str(out)!r} is there already. Name a folder that is not.")
+        raise InputError(f"Output folder {str(out)!r} already exists. Choose a new path.")
     if len(examples) < 2 * calibration_questions:
         raise InputError(
-            f"There are {len(examples)} questions; expected at least {2 * calibration_questions}, half to calibrate and half "
-            "to measure. Give more, or lower the number of calibration questions."
+            f"The data has {len(examples)} questions. Expected at least {2 * calibration_questions}: half to calibrate and half "
+            "to measure. Give more questions, or lower the number of calibration questions."
         )
     require("quantize")
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     shuffled = random.Random(0).sample(list(examples), len(examples))
     shown, measured = shuffled[:calibration_questions], shuffled[calibration_questions:]
-    tell("measuring the model as it is")
+    report("measuring the original model")
     reader = Reader.load(model, backend="openvino", dtype="fp32", revision=revision)
     checkpoint = reader.checkpoint
     before = score(reader, measured)
@@ -96,16 +96,16 @@ def quantize(
         folder.mkdir()
         copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE, INT8_GRAPH, INT8_WEIGHTS))
         for ffn_outputs in ("int8", "floats"):
-            tell(f"quantizing, feed-forward outputs in {ffn_outputs}")
+            report(f"quantizing, feed-forward outputs in {ffn_outputs}")
             engine = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
-            tell("measuring the quantized model")
+            report("measuring the quantized model")
             after = score(_reader(folder), measured)
             if before.f1 - after.f1 <= most_f1_lost:
                 break
         else:
             raise AccuracyLostError(
-                f"int8 takes F1 from {before.f1:.2f} to {after.f1:.2f}, more than the {most_f1_lost:g} points it may lose, also with "
-                "feed-forward outputs in floats. Nothing was written. Calibrate on more questions, or allow more."
+                f"int8 lowers F1 from {before.f1:.2f} to {after.f1:.2f}, also with feed-forward outputs in floats. At most "
+                f"{most_f1_lost:g} points may be lost. Nothing was written. Calibrate on more questions, or allow a larger loss."
             )
         done = Quantized(
             engine=engine,
@@ -138,7 +138,7 @@ def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, ke
     graph = build_graph(reader.checkpoint)
     kept = _ffn_outputs(graph) if keep_ffn_outputs else []
     batches = _batches(reader, examples)
-    with redirect_stdout(sys.stderr):  # NNCF draws its progress there
+    with redirect_stdout(sys.stderr):  # NNCF prints its progress to standard output
         model = nncf.quantize(
             graph,
             nncf.Dataset(batches),
@@ -152,7 +152,7 @@ def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, ke
 
 
 def _ffn_outputs(graph: Any) -> list[str]:
-    """The names of the matrix products that end the feed-forward blocks."""
+    """Return the names of the matrix products at the end of the feed-forward blocks."""
     found = []
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "MatMul":
@@ -181,5 +181,5 @@ def _write_settings(folder: Path, checkpoint: Checkpoint, done: Quantized) -> No
     settings = {**checkpoint.settings, "quantization": asdict(done)}
     if done.no_answer_threshold is not None:
         settings["answers"] = {**(settings.get("answers") or {}), "no_answer_threshold": done.no_answer_threshold}
-        settings["calibration"] = None  # it was fitted to other scores
+        settings["calibration"] = None  # it was fitted to the scores of the float model
     write_settings(folder, settings)

@@ -1,9 +1,9 @@
-"""Which of many passages to read: those that share most words with the question, by BM25.
+"""Chooses which of many passages to read: those that share most words with the question, by BM25.
 
-A reader takes milliseconds for a passage, a word count microseconds. So of a large collection only the likeliest passages are
-read; what is lost is an answer in a passage that has none of the question's words. It reads nothing itself.
+A reader takes milliseconds per passage; counting words takes microseconds. So only the best matches of a large collection are
+read. An answer in a passage that has none of the question's words is lost. This module runs no model.
 
-What it needs: pip install 'spanqa[search]' (bm25s). Source: Robertson & Zaragoza 2009.
+Needs: pip install 'spanqa[search]' (bm25s). Source: Robertson & Zaragoza 2009.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from spanqa.errors import InputError
 from spanqa.extras import import_without, require
 
 MANY = 500
-"""From so many passages on, the command line reads only the likeliest, unless told otherwise."""
+"""With more passages than this, the command line reads only the best matches by default."""
 
 CANDIDATES = 100
-"""How many it then reads."""
+"""The number of passages that it then reads."""
 
 
 def best_passages(question: str, passages: Sequence[str], most: int = CANDIDATES) -> list[int]:
-    """Return the positions of the `most` passages likeliest to answer the question, in the order they were given.
+    """Return the positions of the `most` passages that match the question best, in the order given.
 
     Raises:
         InputError: `most` is below 1.
         NotInstalledError: bm25s is not installed.
     """
     if not isinstance(most, int) or most < 1:
-        raise InputError(f"most is {most!r}; expected a whole number of passages, at least 1.")
+        raise InputError(f"most is {most!r}. Expected a whole number of passages, at least 1.")
     if len(passages) <= most:
         return list(range(len(passages)))
     require("search")

@@ -1,8 +1,8 @@
-"""The sentence around an answer, for showing it: a rule of thumb, not a parser."""
+"""Finds the sentence around an answer, for display. It is a heuristic, not a parser."""
 
 import re
 
-_REACH = 500  # code points: how far a sentence may go on either side of the answer
+_REACH = 500  # code points: the most that a sentence may extend to each side of the answer
 _BREAK = re.compile(
     r"""(?P<stop>[.!?…]+["'”’»)\]]*) (?=\s+ ["'“‘«(\[]* [^\W_a-z])   # a full stop, then a capital or a digit
       | (?P<wide>[。！？]+[」』”]*)
@@ -19,16 +19,16 @@ _ABBREVIATION = re.compile(
 
 
 def context_around(text: str, start: int, end: int) -> tuple[str, int]:
-    """Return the part of a text that `sentence_around` looks at, and where it starts: it finds the same sentence there."""
+    """Return the part of a text that `sentence_around` reads, and its start: it finds the same sentence in this part."""
     first = max(0, start - _REACH - 1)
     return text[first : end + _REACH + 1], first
 
 
 def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the bounds of the sentence that holds `text[start:end]`, at most 500 code points to each side.
+    """Return the bounds of the sentence that contains `text[start:end]`, at most 500 code points to each side.
 
-    A rule of thumb for showing answers: it ends at full stops before a capital (not after initials and common
-    abbreviations), at blank lines, and before list items and dated log lines.
+    This is a heuristic for display. A sentence ends at a full stop before a capital letter (not after initials and common
+    abbreviations), at a blank line, and before a list item or a dated log line.
 
         >>> text = "Mr. J. Bell came in May. He built the pier. It stands."
         >>> left, right = sentence_around(text, 28, 33)
@@ -45,7 +45,7 @@ def sentence_around(text: str, start: int, end: int) -> tuple[int, int]:
         elif found.start() >= end or found.end() >= end:
             right = found.end() if found.lastgroup in ("stop", "wide") else found.start()
             break
-    if left == low > 0:  # no break in reach: begin at a whole word
+    if left == low > 0:  # no break found: begin at a whole word
         left = next((i for i in range(low, start) if text[i].isspace()), low)
     if right == high < len(text):
         right = next((i for i in range(high, end, -1) if text[i].isspace()), high)

@@ -1,10 +1,10 @@
 """Logits of windows to scored spans.
 
-A window's logits become a band: row i holds the scores of the spans that start at token i, by length, and nothing
-longer than the longest allowed answer is ever computed. Bands of overlapping windows are joined into one of the whole
-passage by the larger score, so a place that two windows see counts once.
+A window's logits become a band: row i contains the scores of the spans that start at token i, by length. Spans longer than the
+longest allowed answer are never computed. The bands of overlapping windows are merged into one band of the whole passage by the
+larger score, so a span that two windows contain counts once.
 
-It knows no text and no threshold: that is `spanqa.answers`.
+This module knows no text and no threshold: that is `spanqa.answers`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ IMPOSSIBLE = np.float32(-np.inf)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start_token` to `end_token` of a passage, both inclusive, and how far they beat "no answer"."""
+    """Tokens `start_token` to `end_token` of a passage, both inclusive, and their score: the margin over "no answer"."""
 
     start_token: int
     end_token: int
@@ -31,7 +31,7 @@ class Span:
 def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_tokens: int) -> NDArray[np.float32]:
     """Return start logit + end logit of every span, by first token and length: float32 `[token, length]`.
 
-    `band[i, n]` is the span of n + 1 tokens from i on; spans that would leave the window are -inf.
+    `band[i, n]` is the span of n + 1 tokens that starts at token i. Spans that would leave the window are -inf.
 
         >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2).tolist()
         [[11.0, 21.0], [22.0, 32.0], [33.0, -inf]]
@@ -43,10 +43,10 @@ def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_t
 
 
 def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens: int) -> NDArray[np.float32]:
-    """Return the margin of every place of a passage over "no answer": float32 `[token, length]`.
+    """Return the margin of every span of a passage over "no answer": float32 `[token, length]`.
 
-    The margin of a place is the largest, over the windows that hold all of it, of its span score minus that window's own
-    null score. Places that no window holds whole are -inf. No length is tabled that no window can hold.
+    The margin of a span is the largest value, over the windows that contain all of it, of its span score minus that window's
+    own null score. Spans that no window contains completely are -inf. The band has no lengths that exceed every window.
     """
     longest = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
     margins_of = [span_band(window.start - np.float32(window.null_score), window.end, longest) for window in windows]
@@ -64,9 +64,9 @@ def distinct_spans(
 ) -> Iterator[tuple[Span, NDArray[np.float32]]]:
     """Yield the best `count` spans that share no character with each other, best first.
 
-    With each come the scores of the spans that it takes with it, its own among them: all that overlap it in characters (two
-    tokens can stand for parts of one character) and that no better span has taken. Taken to the end, every span of the band is
-    taken once. Equal scores are settled by the earlier start, then the shorter span. `offsets` are those of `Tokens`.
+    Each span comes with the scores of the spans that it takes, its own included: all spans that overlap it in characters (two
+    tokens can be parts of one character) and that no better span has taken. If the iterator is used to the end, every span of
+    the band is taken once. Equal scores are ordered by the earlier start, then by the shorter span. `offsets` are those of `Tokens`.
     """
     for left in range(count, 0, -1):
         if not band.size:
@@ -104,7 +104,7 @@ def _last_tokens(rows: int, length: int) -> NDArray[np.int32]:
 
 
 def forbid_blank(band: NDArray[np.float32], offsets: NDArray[np.int32]) -> None:
-    """Make impossible, in place, the spans that start or end with a token without visible characters."""
+    """Set to -inf, in place, the spans that start or end with a token without visible characters."""
     blank = offsets[:, 0] >= offsets[:, 1]
     if blank.any():
         band[blank] = IMPOSSIBLE

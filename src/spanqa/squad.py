@@ -1,8 +1,8 @@
 """SQuAD files: questions in, predictions out.
 
-`read_squad` turns a SQuAD 1.1 or 2.0 JSON file, plain or gzip'd, into examples. `JsonObjectWriter` writes the
-`{question id: …}` files that the field exchanges (predictions, n-best lists, null odds) entry by entry, so that they
-never lie in memory whole. It does not score: that is `spanqa.evaluate`.
+`read_squad` turns a SQuAD 1.1 or 2.0 JSON file, plain or gzipped, into examples. `JsonObjectWriter` writes the usual
+`{question id: …}` files (predictions, n-best lists, null odds) entry by entry, so a whole file is never in memory. This module
+computes no scores: that is `spanqa.evaluate`.
 
 Format: Rajpurkar et al. 2018 (https://arxiv.org/abs/1806.03822).
 """
@@ -20,7 +20,7 @@ from spanqa.files import read_json, replacing
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """One reference answer: its words, and the code point of the passage at which they start."""
+    """One reference answer: its text, and the position in the passage (in code points) where it starts."""
 
     text: str
     start: int
@@ -28,10 +28,10 @@ class GoldAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question, the passage it is asked of ("context" in the files), and the reference answers.
+    """One question, its passage ("context" in the files), and the reference answers.
 
-    `answers` is empty exactly when the passage does not hold the answer. `cause` says why it does not, where the file
-    labels it (as SQuAD2-CR does). Examples of one paragraph share one passage string.
+    `answers` is empty exactly when the passage has no answer. `cause` says why it has none, if the file labels it (as SQuAD2-CR
+    does). Examples of one paragraph share one passage string.
     """
 
     id: str
@@ -46,26 +46,28 @@ def read_squad(path: str | os.PathLike[str]) -> list[Example]:
     """Return the examples of a SQuAD 1.1 or 2.0 file (`.json` or `.json.gz`), in file order.
 
     Raises:
-        DatasetError: the file cannot be read, is not SQuAD JSON, holds no question, or holds one id twice; the message
-            names the place.
+        DatasetError: the file cannot be read, is not SQuAD JSON, has no question, or has the same id twice. The message
+            says where.
     """
     data = read_json(path)
     articles = data.get("data") if isinstance(data, dict) else None
     if not isinstance(articles, list):
         raise DatasetError(
             f'{str(path)!r} is not a SQuAD file: expected an object with a list under "data", '
-            f"found {_kind(data)}{' without it' if isinstance(data, dict) else ''}."
+            f"found {_kind(data)}{' without it' if isinstance(data, dict) else ''}. See docs/guide/evaluate.md for the format."
         )
     examples: list[Example] = []
     seen: set[str] = set()
     for number, article in enumerate(articles):
         for example in _article(article, f"{str(path)!r}, data[{number}]"):
             if example.id in seen:
-                raise DatasetError(f"{str(path)!r} holds the question id {example.id!r} twice; ids must be unique.")
+                raise DatasetError(
+                    f"{str(path)!r} has the question id {example.id!r} twice. Question ids must be unique."
+                )
             seen.add(example.id)
             examples.append(example)
     if not examples:
-        raise DatasetError(f"{str(path)!r} holds no question.")
+        raise DatasetError(f"{str(path)!r} has no question. Expected at least one.")
     return examples
 
 
@@ -99,14 +101,16 @@ def _article(article: Any, place: str) -> list[Example]:
 
 
 def _field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
-    """Return `record[name]` when it is of the kind, else say where the file is wrong."""
+    """Return `record[name]` if it has the right type; otherwise raise an error that says where the file is wrong."""
     if not isinstance(record, dict):
         raise DatasetError(f"{place}: expected an object, found {_kind(record)}.")
     if name not in record:
-        raise DatasetError(f'{place} lacks "{name}". SQuAD files have it; see docs/guide/evaluate.md for the format.')
+        raise DatasetError(
+            f'{place} has no "{name}", which SQuAD files must have. See docs/guide/evaluate.md for the format.'
+        )
     if not isinstance(record[name], kind) or isinstance(record[name], bool):
         wanted = " or ".join(_KINDS[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise DatasetError(f'{place}: "{name}" should be {wanted}, found {_kind(record[name])}.')
+        raise DatasetError(f'{place}: expected "{name}" to be {wanted}, found {_kind(record[name])}.')
     return record[name]
 
 
@@ -121,12 +125,12 @@ def _kind(value: Any) -> str:
 
 
 class JsonObjectWriter:
-    """Writes `{key: value, …}` to a file one entry at a time; the file appears under its name only when complete.
+    """Writes `{key: value, …}` to a file one entry at a time. The file appears under its name only when it is complete.
 
         with JsonObjectWriter("predictions.json") as out:
             out.write("q1", "Ada Lovelace")
 
-    Left by an exception, it removes what it wrote and leaves a file of that name as it was.
+    On an exception, it removes what it wrote and keeps an existing file unchanged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,1 +1,1 @@
-"""Batch to SpanLogits: one file per framework, the same weights, the same numbers."""
+"""Batch to SpanLogits: one file per framework. All use the same weights and give the same numbers."""

@@ -1,7 +1,7 @@
 """The contract of a backend: a batch of NumPy arrays in, logits as NumPy arrays out.
 
-Device, precision, compilation and shape buckets are the backend's own business. Which backends exist, and which one is
-chosen, is the business of `spanqa.backends.registry`.
+Each backend manages its own device, precision, compilation and shape buckets. `spanqa.backends.registry` lists the backends and
+chooses one.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,18 +17,18 @@ from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits, window_place
 from spanqa.errors import InputError
 
 BATCH_TOKENS = 4096
-"""Tokens of a batch, padding counted: enough to keep matrix products busy, little enough to fit a processor's caches."""
+"""Tokens of a batch, padding counted: large enough for efficient matrix products, small enough for a processor's caches."""
 
 
 Graph = TypeVar("Graph")
 
 
 class Backend(Protocol):
-    """Something that turns a batch into logits. It opens no file after it was loaded.
+    """Turns a batch into logits. It opens no file after it was loaded.
 
-    `device` and `dtype` say where and in what precision it computes, after "auto" has been settled. `layouts` are the batch
-    layouts that it reads, the preferred one first; `batch_tokens` is the size of a batch that suits it, in tokens with padding;
-    `batches_at_once` says from how many threads it is worth calling it.
+    `device` and `dtype` say where and in which precision it computes, after "auto" has been resolved. `layouts` are the batch
+    layouts that it reads, preferred one first. `batch_tokens` is the batch size that suits it, in tokens with padding.
+    `batches_at_once` is the number of threads from which it is worth calling it.
     """
 
     name: str
@@ -39,33 +39,37 @@ class Backend(Protocol):
     batches_at_once: int
 
     def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
-        """Return the logits of a batch, and the attention that `capture` asks for; its queries are by window, row by row.
+        """Return the logits of a batch and the attention that `capture` requests, whose queries are per window, row by row.
 
         Raises:
-            InputError: the capture names a layer, a window or a token that is not there.
+            InputError: the capture names a layer, a window or a token that does not exist.
         """
 
 
 def capture_positions(batch: Batch, capture: Capture, layers: int) -> NDArray[np.int32]:
-    """Return the captured query tokens as columns of the batch: int32 `[rows, query]`, filled up with column 0.
+    """Return the captured query tokens as columns of the batch: int32 `[rows, query]`, padded with column 0.
 
-    A row holds the queries of its windows one behind the other. `layers` is the number that the model has.
+    A row contains the queries of its windows, one window after the other. `layers` is the number of layers of the model.
 
     Raises:
-        InputError: the capture names a layer, a window or a token that is not there.
+        InputError: the capture names a layer, a window or a token that does not exist.
     """
     for layer in capture.layers:
         if layer not in range(layers):
-            raise InputError(f"The model has no layer {layer!r}; it has {layers}, counted from 0 to {layers - 1}.")
+            raise InputError(f"The model has no layer {layer!r}. Expected a number from 0 to {layers - 1}.")
     places = window_places(batch)
     if capture.queries is not None and len(capture.queries) != len(places):
-        raise InputError(f"The capture has queries for {len(capture.queries)} windows; the batch has {len(places)}.")
+        raise InputError(
+            f"The capture has queries for {len(capture.queries)} windows, but the batch has {len(places)}. Give one entry per window."
+        )
     rows: list[list[int]] = [[] for _ in range(batch.shape[0])]
     for number, (row, start, stop) in enumerate(places):
         queries = range(stop - start) if capture.queries is None else capture.queries[number]
         for query in queries:
             if query not in range(stop - start):
-                raise InputError(f"Window {number} has no token {query!r}; it has {stop - start}, counted from 0.")
+                raise InputError(
+                    f"Window {number} has no token {query!r}. Expected a number from 0 to {stop - start - 1}."
+                )
             rows[row].append(start + query)
     width = max(map(len, rows), default=0)
     return np.array([row + [0] * (width - len(row)) for row in rows], np.int32).reshape(len(rows), width)
@@ -74,7 +78,7 @@ def capture_positions(batch: Batch, capture: Capture, layers: int) -> NDArray[np
 def split_attention(
     batch: Batch, capture: Capture, arrays: Mapping[int, NDArray[Any]]
 ) -> dict[int, list[NDArray[np.float32]]]:
-    """Return captured attention by window, from arrays `[rows, head, query, cols]` whose queries are `capture_positions`."""
+    """Return captured attention per window, from arrays `[rows, head, query, cols]` with the queries of `capture_positions`."""
     places = window_places(batch)
     found: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in sorted(arrays)}
     row_before, at = -1, 0
@@ -88,9 +92,9 @@ def split_attention(
 
 
 class Graphs(Generic[Graph]):
-    """Graphs by the layers whose attention they return: each is made once, whoever asks, and no one else waits for it.
+    """Graphs, by the layers whose attention they return. Each is made once, and only the threads that need it wait for it.
 
-    Of those that return attention, the one made last is kept; the one without is kept for ever.
+    The graph without attention is always kept. Of the graphs with attention, only the newest is kept.
     """
 
     def __init__(self, make: Callable[[tuple[int, ...]], Graph]) -> None:
@@ -119,10 +123,10 @@ class Graphs(Generic[Graph]):
 
 
 def bucket_shape(rows: int, cols: int) -> tuple[int, int]:
-    """Return the shape that a batch is padded to, for backends that compile for each: few shapes, little padding.
+    """Return the shape to pad a batch to, for backends that compile each shape: few shapes, little padding.
 
-    Columns go up to a multiple of 32, rows to three binary digits and zeros: 1 to 8, 10, 12, 14, 16, 20, ... Measured on
-    2,000 SQuAD questions in batches of 4,096 tokens: 18 shapes, and 87 % of what is then computed was in the batches.
+    Columns are rounded up to a multiple of 32, rows to three binary digits and zeros: 1 to 8, 10, 12, 14, 16, 20, ... Measured
+    on 2,000 SQuAD questions in batches of 4,096 tokens: 18 shapes, and 87 % of what is computed was in the batches.
 
     >>> bucket_shape(27, 150)
     (28, 160)
@@ -132,6 +136,6 @@ def bucket_shape(rows: int, cols: int) -> tuple[int, int]:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; known of x86 on Linux alone, and taken for "no" elsewhere."""
+    """Return whether this processor multiplies bfloat16 natively. This is known on x86 Linux only; elsewhere it returns False."""
     described = Path("/proc/cpuinfo")
     return described.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(described.read_text().split())

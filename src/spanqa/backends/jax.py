@@ -1,14 +1,14 @@
-"""JAX: the encoder traced for each shape of batch and compiled by XLA.
+"""JAX: the encoder, traced for each batch shape and compiled by XLA.
 
-What it needs: pip install 'spanqa[jax]'; for GPUs and TPUs, JAX's own instructions name the jaxlib. What it costs: each
-new shape is compiled before its first batch, which takes 0.9 s for a MiniLM and 2 s for a BERT-large on two cores, and
-12 MB for a MiniLM. Batches are therefore padded to the shapes of `bucket_shape`: 2,000 questions of mixed length need 18
-of them, and an eighth of what is computed is that padding. Packed batches of one width need one or two. JAX keeps
-compiled programs from run to run where its own `jax_compilation_cache_dir` is set.
+Needs: pip install 'spanqa[jax]'; for GPUs and TPUs, see which jaxlib JAX's own instructions name. Costs: each new shape is
+compiled before its first batch. That takes 0.9 s for a MiniLM and 2 s for a BERT-large on two cores, and 12 MB for a MiniLM.
+Batches are therefore padded to the shapes of `bucket_shape`: 2,000 questions of mixed length need 18 shapes, and an eighth of what
+is computed is this padding. Packed batches of one width need one or two shapes. JAX keeps compiled programs between runs if its own
+`jax_compilation_cache_dir` is set.
 
-Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on accelerators
-and on processors that have it. Threads are XLA's: one for each core that the process may use. On GPUs JAX reserves most
-of the memory unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. TPUs should work, and are unverified.
+Matrix products are computed in the requested dtype, everything else in float32. "auto" is bfloat16 on accelerators and on
+processors that have it. XLA sets the threads: one for each core that the process may use. On GPUs JAX reserves most of the memory
+unless XLA_PYTHON_CLIENT_PREALLOCATE=false is set. TPUs should work but were not tested.
 """
 
 from functools import partial
@@ -28,7 +28,7 @@ _DTYPES: dict[str, Any] = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class JaxOps(NumpyOps):
-    """`spanqa.encoder.Ops` on JAX arrays: what NumPy writes as a method or an operator is written the same here."""
+    """`spanqa.encoder.Ops` on JAX arrays. Methods and operators that JAX shares with NumPy are inherited."""
 
     def __init__(self, dtype: Any, row_by_row: bool) -> None:
         self._dtype = dtype
@@ -50,7 +50,7 @@ class JaxOps(NumpyOps):
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
         def attend(arrays: tuple[Any, Any, Any, Any]) -> Any:
             query, key, value, mask = arrays
-            exponents = self._exponents(query, key, mask)  # normalised after the product, where they are fewer
+            exponents = self._exponents(query, key, mask)  # normalized after the product, where there are fewer numbers
             mixed = _product("...qk,...kd->...qd", exponents.astype(self._dtype), value.astype(self._dtype))
             return mixed / exponents.sum(-1, keepdims=True)
 
@@ -68,12 +68,12 @@ class JaxOps(NumpyOps):
 
 
 def _product(axes: str, a: Any, b: Any) -> Any:
-    """In float32 with all of its bits: without HIGHEST, GPUs keep 10 of them and TPUs 7."""
+    """Return a product accumulated in full float32: without HIGHEST, GPUs keep 10 bits and TPUs 7."""
     return jnp.einsum(axes, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
 class JaxBackend:
-    """Weights on one JAX device, and the programs compiled so far: one for each shape and choice of attention layers."""
+    """Weights on one JAX device, and the programs compiled so far: one per shape and set of attention layers."""
 
     name = "jax"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -92,7 +92,7 @@ class JaxBackend:
             )
             for name, array in checkpoint.encoder_weights().items()
         }
-        # A CPU's cache holds the scores of a row, not those of a batch: attention takes a quarter to a half of the time.
+        # A CPU's cache has room for the scores of a row, not of a batch: row by row, attention takes 1/4 to 1/2 of the time.
         ops = JaxOps(_DTYPES[dtype], row_by_row=self._place.platform == "cpu")
         self._run = jax.jit(partial(checkpoint.family.logits, ops), static_argnums=1, static_argnames="layers")
 
@@ -126,29 +126,31 @@ class JaxBackend:
 
 
 def _devices() -> dict[str, jax.Device]:
-    """Every device that JAX sees, by its name here; "gpu" is what JAX calls CUDA and ROCm alike."""
+    """Return every device that JAX sees, by our name for it. JAX uses "gpu" for both CUDA and ROCm."""
     found: dict[str, jax.Device] = {}
     for kind in ("cuda", "rocm", "tpu", jax.default_backend(), "cpu"):
         try:
             found |= {f"{kind}:{device.id}": device for device in jax.local_devices(backend=kind)}
-        except RuntimeError:  # JAX has no such platform here
+        except RuntimeError:  # JAX does not have this platform
             continue
     return {name.removesuffix(":0") if name == "cpu:0" else name: device for name, device in found.items()}
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> JaxBackend:
-    """Make the backend; "auto" is the device that JAX takes by default."""
+    """Create the backend. "auto" is JAX's default device."""
     if threads is not None:
         raise BackendError(
-            "Backend 'jax' takes its threads from XLA, one for each core that the process may use; start it on fewer cores "
-            "(on Linux: taskset -c 0-3 ...) instead of setting threads."
+            f"threads is {threads}, but backend 'jax' takes its threads from XLA, one for each core that the process may use. "
+            "Start the process on fewer cores instead (on Linux: taskset -c 0-3 ...)."
         )
     devices = _devices()
     if device == "auto":
         device = next(name for name, place in devices.items() if place == jax.devices()[0])
     place = devices.get(device) or devices.get(f"{device}:0")
     if place is None:
-        raise BackendError(f"Backend 'jax' sees no device {device!r} here. It sees: {', '.join(devices)}.")
+        raise BackendError(
+            f"Backend 'jax' does not see device {device!r} on this machine. Choose one of: {', '.join(devices)}."
+        )
     if dtype == "auto":
         dtype = "bf16" if place.platform != "cpu" or cpu_has_bf16() else "fp32"
     return JaxBackend(checkpoint, next(name for name, other in devices.items() if other == place), dtype)

@@ -1,6 +1,6 @@
-"""The reference backend: the encoder computed step by step in NumPy, in float32.
+"""The reference backend: it computes the encoder step by step in NumPy, in float32.
 
-Slow and plain, so that it can be checked by eye; every other backend must agree with it.
+It is slow and simple, so that people can check it by reading. Every other backend must agree with it.
 """
 
 import math
@@ -72,7 +72,7 @@ class NumpyOps:
 
 
 _ERF_STEPS = (
-    4096  # per unit; straight lines between table entries are then within 8e-9 of erf, below float32's own step
+    4096  # per unit; linear interpolation between table entries is then within 8e-9 of erf, below float32's own step
 )
 
 
@@ -82,16 +82,16 @@ def _erf_table() -> Floats:
 
 
 def _erf(x: Floats) -> Floats:
-    """The error function, which NumPy lacks, by a table of `math.erf`."""
+    """Return the error function, which NumPy does not have, from a table of `math.erf`."""
     table = _erf_table()
-    place = np.minimum(np.abs(x), 6) * np.float32(_ERF_STEPS)
-    below = place.astype(np.int32)
+    position = np.minimum(np.abs(x), 6) * np.float32(_ERF_STEPS)
+    below = position.astype(np.int32)
     low, high = table[below], table[below + 1]
-    return np.copysign(low + (high - low) * (place - below.astype(np.float32)), x)
+    return np.copysign(low + (high - low) * (position - below.astype(np.float32)), x)
 
 
 class NumpyBackend:
-    """Computes in float32, on the CPU, with whatever BLAS NumPy was built with."""
+    """Computes in float32 on the CPU, with the BLAS that NumPy was built with."""
 
     name = "numpy"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -111,7 +111,7 @@ class NumpyBackend:
         inputs = [getattr(batch, name) for name in Batch.__slots__]
         if capture is not None:
             inputs.append(capture_positions(batch, capture, self._config.layers))
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows comes out as infinity or NaN
+        with np.errstate(over="ignore", invalid="ignore"):  # an overflow gives infinity or NaN
             start, end, attentions = self._logits(
                 NumpyOps(), self._weights, self._config, *inputs, layers=capture.layers if capture else ()
             )
@@ -119,9 +119,11 @@ class NumpyBackend:
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> NumpyBackend:
-    """Make the backend. NumPy has one device and one dtype, and takes its threads from its BLAS."""
+    """Create the backend. NumPy has one device and one dtype, and its BLAS sets the number of threads."""
     if device not in ("auto", "cpu"):
-        raise BackendError(f"Backend 'numpy' has no device {device!r}; it runs on the cpu.")
+        raise BackendError(f"Backend 'numpy' has no device {device!r}. It runs on cpu only.")
     if threads is not None:
-        raise BackendError("Backend 'numpy' takes its threads from its BLAS; set OMP_NUM_THREADS instead of threads.")
+        raise BackendError(
+            f"threads is {threads}, but backend 'numpy' takes its threads from its BLAS. Set OMP_NUM_THREADS instead."
+        )
     return NumpyBackend(checkpoint)

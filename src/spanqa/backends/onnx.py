@@ -1,11 +1,10 @@
-"""ONNX Runtime: an ONNX graph built straight from the weights, no export, no second weight file, no torch.
+"""ONNX Runtime: an ONNX graph built directly from the weights, without export, a second weight file or torch.
 
-`OnnxOps` gives the encoder's array operations as graph nodes, so that `spanqa.encoder.span_logits` writes the graph.
+`OnnxOps` provides the encoder's array operations as graph nodes, so that `spanqa.encoder.span_logits` builds the graph.
 
-What it needs: pip install 'spanqa[onnx]'; for CUDA, onnxruntime-gpu in place of onnxruntime. What it costs: ONNX Runtime
-keeps the weights in a layout of its own, so that twice their size is in memory while it loads; the first call that asks
-for attention loads them once more. Its CPU kernels compute in float32 only: where the processor has bfloat16, openvino
-and torch are faster.
+Needs: pip install 'spanqa[onnx]'; for CUDA, onnxruntime-gpu instead of onnxruntime. Costs: ONNX Runtime stores the weights in its
+own format, so loading takes twice their size in memory, and the first call that requests attention loads them once more. Its CPU
+kernels compute in float32 only: on processors with bfloat16, openvino and torch are faster.
 """
 
 import os
@@ -28,9 +27,9 @@ _FLOATS = {"fp32": np.float32, "fp16": np.float16}
 
 
 class OnnxOps:
-    """`spanqa.encoder.Ops` as nodes of an ONNX graph; an array is the name of its value.
+    """`spanqa.encoder.Ops` as nodes of an ONNX graph. An array is represented by the name of its value.
 
-    ONNX's Attention takes and gives heads side by side, `[batch, token, hidden]`, so they are left so.
+    ONNX's Attention reads and returns all heads side by side, `[batch, token, hidden]`, so they are not split.
     """
 
     def __init__(self, heads: int, head_size: int, dtype: Any) -> None:
@@ -101,12 +100,12 @@ class OnnxOps:
 
 
 def build_graph(checkpoint: Checkpoint, weights: Mapping[str, NDArray[Any]], layers: Collection[int] = ()) -> bytes:
-    """Return the encoder as an ONNX file: inputs `[rows, cols]` int32, outputs start, end, attention by layer.
+    """Return the encoder as an ONNX file: inputs `[rows, cols]` int32; outputs start, end, and attention per layer.
 
-    With layers there is a fifth input, "queries" `[rows, query, 1]` int64.
+    With `layers` there is a fifth input, "queries" `[rows, query, 1]` int64.
 
-    It names the weights and leaves them outside, since such a file holds 2 GB at most; they are computed with in the
-    type that they have.
+    The file names the weights but does not contain them, because an ONNX file can have at most 2 GB. The graph computes in the
+    dtype of the weights.
     """
     config = checkpoint.encoder
     ops = OnnxOps(config.heads, config.hidden_size // config.heads, weights["qa.bias"].dtype)
@@ -124,19 +123,19 @@ def build_graph(checkpoint: Checkpoint, weights: Mapping[str, NDArray[Any]], lay
         [*ops.constants, *(_outside(name, array) for name, array in weights.items())],
     )
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]  # 23 is the first with Attention
-    # The version of the format is said: onnx would write its newest, which an older ONNX Runtime does not read.
+    # The format version is set: onnx would write its newest version, which an older ONNX Runtime cannot read.
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
 
 
 def _outside(name: str, array: NDArray[Any]) -> TensorProto:
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
-    tensor.external_data.add(key="location", value="memory")  # there is no such file: the session is given the arrays
+    tensor.external_data.add(key="location", value="memory")  # there is no such file: the session gets the arrays
     return tensor
 
 
 class OnnxBackend:
-    """An ONNX Runtime session on one device; a second one, with attention, is made when it is first asked for."""
+    """An ONNX Runtime session on one device. A second session, with attention, is created on the first request for attention."""
 
     name = "onnx"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -148,7 +147,7 @@ class OnnxBackend:
         self.dtype = dtype
         self._checkpoint = checkpoint
         self._threads = threads or _usable_processors()
-        # Few rows at a time, so that what one operation leaves is still in the cache when the next one reads it: 12 %.
+        # Few rows at a time, so the output of one operation is still in the cache when the next one reads it: 12 % faster.
         self._tokens_at_once = self._threads * checkpoint.encoder.hidden_size // 2 if device == "cpu" else sys.maxsize
         self._sessions = Graphs(self._make_session)
         self._sessions.of(None)
@@ -159,13 +158,13 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = self._threads
-        # Idle threads sleep. Left to spin, they take the processor from whoever else works on it: twice the time.
+        # Idle threads sleep. If they spin, they take the processor from other work: twice the time.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)  # copied before the session is ready
         provider: Any = "CPUExecutionProvider"
         if self.device == "cpu":
-            # It would add and normalise in one operation, which is so slow that the whole takes 8 % longer.
+            # It would fuse addition and normalization into one operation, which is slower: 8 % more time in total.
             options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
         else:
             provider = ("CUDAExecutionProvider", {"device_id": self.device.partition(":")[2] or "0"})
@@ -173,10 +172,10 @@ class OnnxBackend:
         graph = build_graph(self._checkpoint, weights, layers)
         try:
             session = onnxruntime.InferenceSession(graph, options, [provider], enable_fallback=False)
-        except Exception as error:  # its errors have no class in common
+        except Exception as error:  # its errors have no common class
             raise BackendError(
                 f"onnxruntime {onnxruntime.__version__} cannot run the model on {self.device}: {error} "
-                "Is it the newest, and does it find its libraries (for cuda: CUDA and cuDNN)?"
+                "Check that it is the newest version and finds its libraries (for cuda: CUDA and cuDNN)."
             ) from error
         session.disable_fallback()
         return session
@@ -201,17 +200,19 @@ class OnnxBackend:
 
 
 def _usable_processors() -> int:
-    """Left to itself, ONNX Runtime binds its threads to processors, and complains where it may not."""
+    """Return the number of usable processors. Without it ONNX Runtime pins its threads, and complains where that is forbidden."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OnnxBackend:
-    """Make the backend; "auto" is the CPU, in float32."""
+    """Create the backend. "auto" is the CPU, in float32."""
     device = "cpu" if device == "auto" else device
-    there = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else [])]
-    if re.sub(r"^cuda:\d+$", "cuda", device) not in there:
-        raise BackendError(f"Backend 'onnx' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    found = ["cpu", *(["cuda"] if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else [])]
+    if re.sub(r"^cuda:\d+$", "cuda", device) not in found:
+        raise BackendError(
+            f"Backend 'onnx' does not see device {device!r} on this machine. Choose one of: {', '.join(found)}."
+        )
     if dtype == "fp16" and device == "cpu":
-        raise BackendError("Backend 'onnx' computes fp16 on the cpu only by converting it to fp32. Use fp32.")
-    onnxruntime.disable_telemetry_events()  # its builds for Windows send some
+        raise BackendError("Backend 'onnx' computes fp16 on cpu only by converting it to fp32. Use dtype 'fp32'.")
+    onnxruntime.disable_telemetry_events()  # its Windows builds send telemetry
     return OnnxBackend(checkpoint, device, "fp32" if dtype == "auto" else dtype, threads)

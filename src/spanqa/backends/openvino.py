@@ -1,10 +1,10 @@
-"""The default backend: an OpenVINO graph built straight from the weights, no export and no second weight file.
+"""The default backend: an OpenVINO graph built directly from the weights, without export and without a second weight file.
 
-`OpenVinoOps` gives the encoder's array operations as graph nodes, so that `spanqa.encoder.span_logits` writes the graph.
+`OpenVinoOps` provides the encoder's array operations as graph nodes, so that `spanqa.encoder.span_logits` builds the graph.
 
-What it needs: openvino, which comes with spanqa. What it costs: 0.2 s to compile a MiniLM. It computes in bfloat16 on
-processors that have it, unless fp32 is asked for; columns are padded to a multiple of 16, which keeps a window's logits
-the same whatever it shares a batch with.
+Needs: openvino, which is installed with spanqa. Costs: 0.2 s to compile a MiniLM. It computes in bfloat16 on processors that have
+it, unless fp32 is requested. Columns are padded to a multiple of 16, so a window's logits do not depend on what else is in its
+batch.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ if not hasattr(openvino, "convert_model"):  # whoever wants it gets it, at the f
 _COLUMN_MULTIPLE = 16
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
-_WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph says what it was made from
+_WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph stores the hash of the weights it was made from
 Requests = SimpleQueue[Any]
 
 
@@ -77,7 +77,7 @@ class OpenVinoOps:
 
     def same_window(self, query_window: Any, key_window: Any) -> Any:
         query, key = ops.unsqueeze(query_window, _ints([1, 3])), ops.unsqueeze(key_window, _ints([1, 2]))
-        # Added to the scores: OpenVINO before 2025.3 applies a boolean mask wrongly.
+        # Added to the scores: OpenVINO before 2025.3 applies a boolean mask incorrectly.
         return ops.select(ops.equal(query, key), _floats(0), _floats(-1e30))  # (batch, 1, query, key)
 
     def attend(self, query: Any, key: Any, value: Any, mask: Any) -> Any:
@@ -101,9 +101,9 @@ def _floats(value: float) -> Any:
 
 
 def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> Any:
-    """Return the encoder as an OpenVINO model: inputs `[rows, cols]` int32, outputs start, end, attention by layer.
+    """Return the encoder as an OpenVINO model: inputs `[rows, cols]` int32; outputs start, end, and attention per layer.
 
-    With layers there is a fifth input, the captured queries `[rows, query]`.
+    With `layers` there is a fifth input, the captured queries `[rows, query]`.
     """
     config = checkpoint.encoder
     weights = {name: _weight(name, array) for name, array in checkpoint.encoder_weights().items()}
@@ -115,11 +115,11 @@ def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> Any:
 
 @cache
 def _core() -> Any:
-    """The one core of the process, kept until it ends.
+    """Return the one core of the process, which is kept until the process ends.
 
-    Where the processor has AMX, OpenVINO's CPU plugin gives the thread an alternate signal stack, and unmaps it with the
-    last core that it belongs to without taking it back: the next signal that Python handles (Ctrl-C, SIGTERM) is then a
-    segmentation fault. Seen with OpenVINO 2026.4.
+    On processors with AMX, OpenVINO's CPU plugin gives the thread an alternate signal stack. When the last core is deleted, the
+    plugin unmaps the stack but does not unregister it: the next signal that Python handles (Ctrl-C, SIGTERM) is then a segmentation
+    fault. Seen with OpenVINO 2026.4.
     """
     return openvino.Core()
 
@@ -148,12 +148,12 @@ def _weight(name: str, array: NDArray[Any]) -> Any:
 
 
 class OpenVinoBackend:
-    """A compiled graph on one OpenVINO device; a second one, with attention, is compiled when it is first asked for."""
+    """A compiled graph on one OpenVINO device. A second graph, with attention, is compiled on the first request for attention."""
 
     name = "openvino"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
     batch_tokens = BATCH_TOKENS
-    batches_at_once = 2  # one computes, the next waits in the engine's queue, which needs no Python to begin
+    batches_at_once = 2  # one computes; the next waits in OpenVINO's queue and starts without Python
 
     def __init__(self, checkpoint: Checkpoint, device: str, dtype: str, threads: int | None) -> None:
         self.device = device
@@ -170,7 +170,7 @@ class OpenVinoBackend:
         self._requests.of(None)
 
     def _compile(self, layers: tuple[int, ...]) -> Requests:
-        int8 = self.dtype == "int8" and not layers  # attention is looked at in floats
+        int8 = self.dtype == "int8" and not layers  # attention is computed in floats
         graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
         compiled = _core().compile_model(graph, self.device.upper(), self._settings)
         requests: Requests = SimpleQueue()
@@ -206,43 +206,47 @@ class OpenVinoBackend:
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> OpenVinoBackend:
-    """Make the backend; "auto" is the CPU, in bfloat16 where the processor has it and in float32 elsewhere."""
+    """Create the backend. "auto" is the CPU, in bfloat16 if the processor has it, else in float32."""
     core = _core()
     device = "cpu" if device == "auto" else device
     if device.upper() not in core.available_devices:
-        there = ", ".join(name.lower() for name in core.available_devices)
-        raise BackendError(f"Backend 'openvino' sees no device {device!r} here. It sees: {there}.")
+        found = ", ".join(name.lower() for name in core.available_devices)
+        raise BackendError(
+            f"Backend 'openvino' does not see device {device!r} on this machine. Choose one of: {found}."
+        )
     capabilities = core.get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     if dtype == "auto":
         dtype = _float(device)
     if _CAPABILITIES[dtype] not in capabilities:
-        there = ", ".join(name for name, capability in _CAPABILITIES.items() if capability in capabilities)
-        raise BackendError(f"This {device} does not compute in {dtype} with openvino. It has: {there}.")
+        found = ", ".join(name for name, capability in _CAPABILITIES.items() if capability in capabilities)
+        raise BackendError(
+            f"Device {device!r} of backend 'openvino' does not support dtype {dtype!r}. Choose one of: {found}."
+        )
     return OpenVinoBackend(checkpoint, device, dtype, threads)
 
 
 def _float(device: str) -> str:
-    """bf16 where the device has it, else fp32."""
+    """Return bf16 if the device has it, else fp32."""
     capabilities = _core().get_property(device.upper(), "OPTIMIZATION_CAPABILITIES")
     return "bf16" if "BF16" in capabilities else "fp32"
 
 
 def sign_int8(graph: Any, checkpoint: Checkpoint) -> None:
-    """Write into an int8 graph which weights it was made from."""
+    """Store in an int8 graph the hash of the weights it was made from."""
     graph.set_rt_info(checkpoint.weights.sha256, _WEIGHTS_HASH)
 
 
 def _read_int8(checkpoint: Checkpoint) -> Any:
-    """Return the int8 graph that lies beside the weights.
+    """Return the int8 graph that is stored beside the weights.
 
     Raises:
-        BackendError: there is none.
+        BackendError: there is no int8 graph.
         CheckpointError: it is damaged, or was made from other weights.
     """
     path = checkpoint.path / INT8_GRAPH
     if not path.exists():
         raise BackendError(
-            f"{str(checkpoint.path)!r} holds no int8 graph ({path.name}). Make a copy that does with "
+            f"{str(checkpoint.path)!r} has no int8 graph ({path.name}). Make a copy with one: "
             "`spanqa quantize --model MODEL --data DATA --out DIR`, or choose another dtype."
         )
     try:
@@ -251,9 +255,9 @@ def _read_int8(checkpoint: Checkpoint) -> Any:
     except RuntimeError as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Quantize the model again.") from error
     if made_from != checkpoint.weights.sha256:
-        told = f"weights with the hash {made_from[:12]}" if made_from else "weights that it does not name"
+        origin = f"weights with the hash {made_from[:12]}" if made_from else "weights whose hash it does not store"
         raise CheckpointError(
-            f"{str(path)!r} was made from {told}; those beside it have the hash {checkpoint.weights.sha256[:12]}. "
+            f"{str(path)!r} was made from {origin}. The weights beside it have the hash {checkpoint.weights.sha256[:12]}. "
             "Quantize the model again."
         )
     return graph

@@ -1,6 +1,6 @@
-"""The backends there are, and the choice among them.
+"""The list of backends, and the choice among them.
 
-A backend is asked for by name; `auto` is a rule, reported with its reason; nothing falls back silently.
+The caller names a backend, or `auto` chooses one by a rule and reports the reason. Nothing falls back silently.
 """
 
 import sys
@@ -21,11 +21,11 @@ DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What is known of a backend without loading it.
+    """What is known about a backend without loading it.
 
-    `dtypes` and `devices` are those it can be asked for, where the machine has them. `after_fork`: whether it can be loaded
-    again in a process that was forked after its library had computed; torch crashes there, JAX and TensorFlow hang. The packages
-    it needs are listed in `spanqa.extras.NEEDS`, under its name.
+    `dtypes` and `devices` are those that the backend supports, if the machine has them. `after_fork`: whether it can be loaded
+    again in a process that was forked after its library had computed; torch crashes there, JAX and TensorFlow hang.
+    `spanqa.extras.NEEDS` lists the packages it needs, under its name.
     """
 
     name: str
@@ -35,16 +35,16 @@ class BackendInfo:
 
     @property
     def architectures(self) -> str:
-        """The model types that it runs."""
+        """The model types that the backend runs."""
         return "all of transformers" if self.name == "torch" else ", ".join(FAMILIES)
 
     @property
     def installed(self) -> bool:
-        """Whether its packages are installed; nothing is imported."""
+        """Whether its packages are installed. Nothing is imported."""
         return installed(self.name)
 
     def can(self, device: str, dtype: str) -> bool:
-        """Whether it can be asked for this device, or several of one kind, and this dtype; either may be "auto"."""
+        """Return whether it supports this device (or several of one kind) and this dtype. Either may be "auto"."""
         kinds = {each.strip().partition(":")[0] for each in device.split(",")}
         return (dtype == "auto" or dtype in self.dtypes) and (device == "auto" or kinds <= set(self.devices))
 
@@ -60,46 +60,46 @@ BACKENDS: dict[str, BackendInfo] = {
         BackendInfo("numpy", ("fp32",), after_fork=True),
     )
 }
-"""Every backend, in the order in which `auto` tries those that are installed."""
+"""Every backend, in the order in which `auto` tries the installed ones."""
 
 
 def choose_backend(model_type: str, device: str = "auto", dtype: str = "auto") -> tuple[str, str]:
-    """Return what `auto` takes for an architecture, a device and a dtype, and why.
+    """Return the backend that `auto` chooses for an architecture, a device and a dtype, and why.
 
-    Among the backends that can do them: torch where it is installed and sees a GPU, else OpenVINO, else what is installed;
-    torch also for architectures that only it can run.
+    Of the installed backends that support them, `auto` chooses torch if it sees a GPU, else OpenVINO, else the first one. It
+    also chooses torch for architectures that only torch runs.
 
     Raises:
-        BackendError: no installed backend can do them.
+        BackendError: no installed backend supports them.
     """
     if model_type not in FAMILIES:
         return "torch", f"only torch runs the architecture {model_type!r}"
-    there = [info for info in BACKENDS.values() if info.installed]
-    able = [info.name for info in there if info.can(device, dtype)]
+    present = [info for info in BACKENDS.values() if info.installed]
+    able = [info.name for info in present if info.can(device, dtype)]
     asked = " and ".join(
         f"{kind} {value!r}" for kind, value in (("device", device), ("dtype", dtype)) if value != "auto"
     )
     if "torch" in able and _torch_sees_gpu() and not device.startswith("cpu"):
         return "torch", "torch is installed and sees a GPU"
     if able[:1] == ["openvino"]:
-        return "openvino", "it comes with spanqa and is the fastest on CPUs"
-    if able and there[0].name == "openvino":
-        return able[0], f"it is the first installed backend that can do {asked}"
+        return "openvino", "it is installed with spanqa and is the fastest on CPUs"
+    if able and present[0].name == "openvino":
+        return able[0], f"it is the first installed backend that supports {asked}"
     if able:
-        return able[0], "openvino is not installed here"
+        return able[0], "openvino is not installed"
     lacking = [info.name for info in BACKENDS.values() if info.can(device, dtype)]
     raise BackendError(
-        f"No installed backend can do {asked}. "
+        f"No installed backend supports {asked}. "
         + (
-            f"Install one that can: {', '.join(lacking)} (see `spanqa info`)."
+            f"Install one that does: {', '.join(lacking)} (see `spanqa info`)."
             if lacking
-            else "No backend of spanqa can."
+            else "No backend of spanqa does. Choose another device or dtype."
         )
     )
 
 
 def _torch_sees_gpu() -> bool:
-    """Whether this machine has a GPU for torch. Torch, slow to import, is asked only where a driver is to be found."""
+    """Return whether torch sees a GPU. Torch is slow to import, so it is imported only if a GPU driver is found."""
     drivers = ("/dev/nvidiactl", "/dev/kfd", "/proc/driver/nvidia")
     if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
         return False
@@ -111,12 +111,12 @@ def _torch_sees_gpu() -> bool:
 def load_backend(
     name: str, checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", threads: int | None = None
 ) -> tuple[Backend, str]:
-    """Return a backend that holds the model, and the reason why it is this one.
+    """Return a backend with the model loaded, and the reason why this backend was chosen.
 
     Raises:
-        BackendError: no such backend, device or dtype, or one that this backend or machine does not have.
-        NotInstalledError: its packages are not installed.
-        CheckpointError: the weights do not fit, or only another backend can run the model.
+        BackendError: the backend, device or dtype does not exist, or this backend or machine does not have it.
+        NotInstalledError: the packages of the backend are not installed.
+        CheckpointError: the weights do not match the config, or only another backend can run the model.
     """
     reason = "it was asked for"
     if name == "auto":
@@ -125,9 +125,11 @@ def load_backend(
     info = _find(name)
     _check_dtype(dtype)
     if dtype != "auto" and dtype not in info.dtypes:
-        raise BackendError(f"Backend {name!r} does not compute in {dtype}. It has {', '.join(info.dtypes)}.")
+        raise BackendError(
+            f"Backend {name!r} does not support dtype {dtype!r}. Choose one of auto, {', '.join(info.dtypes)}."
+        )
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise BackendError(f"threads is {threads!r}; expected a whole number, at least 1, or none for all cores.")
+        raise BackendError(f"threads is {threads!r}. Expected a whole number, at least 1, or None for all cores.")
     require(name)
     load = import_module(f"spanqa.backends.{name}").load
     replicas: list[Backend] = [
@@ -140,7 +142,7 @@ def load_backend(
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
-        raise BackendError(f"There is no dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
+        raise BackendError(f"Unknown dtype {dtype!r}. Choose one of {', '.join(DTYPES)}.")
 
 
 def _find(name: str) -> BackendInfo:
@@ -148,4 +150,4 @@ def _find(name: str) -> BackendInfo:
         return BACKENDS[name]
     close = get_close_matches(name, BACKENDS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise BackendError(f"There is no backend {name!r}.{hint} Choose auto or one of {', '.join(BACKENDS)}.")
+    raise BackendError(f"Unknown backend {name!r}.{hint} Choose auto or one of {', '.join(BACKENDS)}.")

@@ -1,4 +1,4 @@
-"""Several devices: one replica of the model on each, batches going to whichever is free."""
+"""Several devices: one replica of the model on each. Each batch goes to a free replica."""
 
 from collections.abc import Sequence
 from queue import SimpleQueue
@@ -8,10 +8,10 @@ from spanqa.batches import Batch, BatchLayout, Capture, SpanLogits
 
 
 class Replicas:
-    """A backend that holds the same model on several devices; call it from as many threads to keep all busy."""
+    """A backend with the same model on several devices. Call it from `batches_at_once` threads to keep all devices busy."""
 
     def __init__(self, replicas: Sequence[Backend]) -> None:
-        first = replicas[0]  # all are of one kind
+        first = replicas[0]  # all replicas are of one kind
         self.name = first.name
         self.dtype = first.dtype
         self.device = ",".join(replica.device for replica in replicas)

@@ -1,12 +1,12 @@
-"""TensorFlow: the encoder as one graph for every shape of batch.
+"""TensorFlow: the encoder as one graph for all batch shapes.
 
-What it needs: pip install 'spanqa[tensorflow]'. What it costs: 4 s to import TensorFlow, and 1 s for a MiniLM or 2.5 s
-for a BERT-large to trace the graph at the first batch. Its rows and columns are free: nothing is padded, no shape is
-compiled on its own. XLA (`jit_compile`) was slower on CPUs, and took 2 s more for each new shape.
+Needs: pip install 'spanqa[tensorflow]'. Costs: 4 s to import TensorFlow, and 1 s for a MiniLM or 2.5 s for a BERT-large to trace
+the graph at the first batch. Rows and columns are dynamic: nothing is padded, and no shape is compiled separately. XLA
+(`jit_compile`) was slower on CPUs and took 2 s more for each new shape.
 
-Products of matrices are computed in the dtype asked for, everything else in float32. "auto" is bfloat16 on GPUs and
-processors that have it. TensorFlow settles some things for the whole process: `threads` can be set only before it has
-computed anything; GPU memory is taken as it is needed; fp32 on a GPU switches TensorFloat-32 off. GPUs are unverified.
+Matrix products are computed in the requested dtype, everything else in float32. "auto" is bfloat16 on GPUs and processors that
+have it. TensorFlow has some settings for the whole process: `threads` can be set only before it has computed anything; GPU memory
+grows as needed; fp32 on a GPU turns TensorFloat-32 off. GPUs were not tested.
 """
 
 import os
@@ -30,10 +30,10 @@ _BANNERS = re.compile(
 
 @contextmanager
 def _without_banners() -> Iterator[None]:
-    """Keep TensorFlow's messages of information off standard error while it is imported.
+    """Keep TensorFlow's information messages off standard error during its import.
 
-    Its environment variable, read at the import, stops most of them. The one on oneDNN heeds nothing: what is written
-    meanwhile is held back, and passed on without such lines. Whoever sets the variable to 0 sees all.
+    TensorFlow reads an environment variable at import that stops most of them. Nothing stops the message about oneDNN, so
+    standard error is captured and passed on without such lines. If the variable is set to 0, everything is shown.
     """
     before = os.environ.get(_LOG_LEVEL)
     if before == "0" or "tensorflow" in sys.modules or sys.stderr is None:
@@ -72,7 +72,7 @@ class TensorFlowOps:
 
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         rows, cols, size = tf.shape(x)[0], tf.shape(x)[1], x.shape[2]
-        flat = tf.cast(tf.reshape(x, [rows * cols, size]), weight.dtype)  # one product, not one a row
+        flat = tf.cast(tf.reshape(x, [rows * cols, size]), weight.dtype)  # one product instead of one per row
         product = tf.nn.bias_add(tf.cast(tf.matmul(flat, weight, transpose_b=True), tf.float32), bias)
         return tf.reshape(product, [rows, cols, weight.shape[0]])  # (batch, token, hidden)
 
@@ -114,7 +114,7 @@ class TensorFlowOps:
 
 
 class TensorFlowBackend:
-    """Weights on one TensorFlow device and a graph; one more for each choice of attention layers, when first asked for."""
+    """Weights on one TensorFlow device and a graph. Another graph is traced when a new set of attention layers is requested."""
 
     name = "tensorflow"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -130,7 +130,9 @@ class TensorFlowBackend:
             self._weights = {}
             for name, array in checkpoint.encoder_weights().items():
                 kind = _DTYPES[dtype] if name.startswith("layer.") and array.ndim == 2 else tf.float32
-                self._weights[name] = tf.identity(tf.constant(array, kind))  # a constant alone keeps the array too
+                self._weights[name] = tf.identity(
+                    tf.constant(array, kind)
+                )  # a constant alone would also keep the array
         self._logits = checkpoint.family.logits
         self._graphs: Graphs[Any] = Graphs(self._trace)
 
@@ -158,15 +160,17 @@ class TensorFlowBackend:
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TensorFlowBackend:
-    """Make the backend; "auto" is the first GPU where TensorFlow sees one, else the CPU. "cuda:0" is its "gpu:0"."""
+    """Create the backend. "auto" is the first GPU that TensorFlow sees, else the CPU. "cuda:0" is TensorFlow's "gpu:0"."""
     gpus = tf.config.list_physical_devices("GPU")
-    there = [*(f"gpu:{i}" for i in range(len(gpus))), "cpu"]
-    name = there[0] if device == "auto" else device.replace("cuda", "gpu")
+    found = [*(f"gpu:{i}" for i in range(len(gpus))), "cpu"]
+    name = found[0] if device == "auto" else device.replace("cuda", "gpu")
     name = f"{name}:0" if name == "gpu" else name
-    if name not in there:
-        raise BackendError(f"Backend 'tensorflow' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    if name not in found:
+        raise BackendError(
+            f"Backend 'tensorflow' does not see device {device!r} on this machine. Choose one of: {', '.join(found)}."
+        )
     if dtype == "auto" and name != "cpu":
-        details = tf.config.experimental.get_device_details(gpus[there.index(name)])
+        details = tf.config.experimental.get_device_details(gpus[found.index(name)])
         dtype = "bf16" if details.get("compute_capability", (0, 0)) >= (8, 0) else "fp32"
     if dtype == "auto":
         dtype = "bf16" if cpu_has_bf16() else "fp32"
@@ -175,11 +179,11 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
             tf.config.threading.set_intra_op_parallelism_threads(threads)
         except RuntimeError as error:
             raise BackendError(
-                f"threads is {threads}, but TensorFlow has computed in this process already, and keeps the threads it has. "
-                "Load this backend before anything uses TensorFlow, or leave threads out."
+                f"threads is {threads}, but TensorFlow has already computed in this process and cannot change its threads. "
+                "Load this backend before anything else uses TensorFlow, or do not set threads."
             ) from error
-    for gpu in gpus:  # all alike, which TensorFlow insists on
-        with suppress(RuntimeError, ValueError):  # TensorFlow is in use, or its owner has divided the GPU: settled
+    for gpu in gpus:  # TensorFlow requires the same setting for all
+        with suppress(RuntimeError, ValueError):  # TensorFlow is in use, or the user has partitioned the GPU: keep that
             tf.config.experimental.set_memory_growth(gpu, True)
     if name != "cpu" and dtype == "fp32":
         tf.config.experimental.enable_tensor_float_32_execution(False)  # it keeps 10 bits of 23

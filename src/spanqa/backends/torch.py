@@ -1,7 +1,7 @@
-"""PyTorch: transformers' own question-answering model, the very module that `spanqa train` trains.
+"""PyTorch: transformers' own question-answering model, the same module that `spanqa train` trains.
 
-What it needs: pip install 'spanqa[torch]'. What it gives beyond the others: GPUs, and every other architecture that
-transformers has a question-answering head for (DeBERTa, ModernBERT, ...), one window a row.
+Needs: pip install 'spanqa[torch]'. Unlike the other backends it runs on GPUs, and runs every other architecture for which
+transformers has a question-answering head (DeBERTa, ModernBERT, ...), one window per row.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TorchBackend:
     """A transformers question-answering model on one device.
 
-    `network` is that model, and `inputs` are the tensors it is called with: what gradients are taken of.
+    `network` is the model and `inputs` returns the tensors it is called with, both for computing gradients.
     """
 
     name = "torch"
@@ -39,7 +39,7 @@ class TorchBackend:
         self._family = checkpoint.model_type in FAMILIES
         self.network: Any = network.to(device, _DTYPES[dtype]).eval()
         self.layouts = _layouts(self._family, device, dtype)
-        self._lock = Lock()  # the attention in use is a setting of the whole network
+        self._lock = Lock()  # the attention function is a setting of the whole network
         self._usual = self.network.config._attn_implementation
         self._parameters = set(inspect.signature(network.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
@@ -51,7 +51,7 @@ class TorchBackend:
         flat = positions is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
         with self._lock, torch.inference_mode():
             if positions is not None:
-                self._use("eager")  # the others return no attention, and do not say so
+                self._use("eager")  # the others silently return no attention
                 output = self.network(**self.inputs(batch), output_attentions=True)
             elif flat:
                 self._use(torch_attention.NAME)
@@ -78,7 +78,7 @@ class TorchBackend:
         """Return the arguments of the network for a batch: `input_ids` and others `[rows, cols]`, and the attention mask.
 
         Raises:
-            UnsupportedModelError: the batch is packed, and nothing would keep its windows apart in this architecture.
+            UnsupportedModelError: the batch is packed, and this architecture cannot keep its windows apart.
         """
 
         def tensor(array: Any) -> torch.Tensor:
@@ -90,13 +90,13 @@ class TorchBackend:
         packed = batch.window_index.max(initial=0) > 0
         if packed and not self._family:
             raise UnsupportedModelError(
-                f"{type(self.network).__name__} cannot read packed rows: nothing would keep its windows apart. Use padded batches."
+                f"{type(self.network).__name__} cannot read packed rows, because it cannot keep windows apart. Use padded batches."
             )
         if self._family:
             arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
         index = tensor(batch.window_index)
         if self.network.config._attn_implementation == torch_attention.NAME:
-            return arguments  # it is given the lengths of the windows instead of a mask
+            return arguments  # it gets the lengths of the windows instead of a mask
         if packed:
             apart = index[:, None, :, None] != index[:, None, None, :]  # (row, 1, query, key)
             dtype = self.network.dtype
@@ -109,7 +109,7 @@ class TorchBackend:
 
 
 def _layouts(family: bool, device: str, dtype: str) -> tuple[BatchLayout, ...]:
-    """What a model reads, preferred first: flat rows where torch has variable-length attention kernels, else padded."""
+    """Return the layouts a model reads, preferred one first: flat if torch has variable-length attention kernels, else padded."""
     if not family:
         return ("padded",)
     kernels = device.startswith("cuda") and dtype in ("bf16", "fp16")
@@ -117,7 +117,7 @@ def _layouts(family: bool, device: str, dtype: str) -> tuple[BatchLayout, ...]:
 
 
 def _window_lengths(batch: Batch) -> list[int]:
-    """The lengths of the windows of a single row without padding, in order."""
+    """Return the lengths of the windows of a single row without padding, in order."""
     return [int(length) for length in np.bincount(batch.window_index[0])]
 
 
@@ -128,14 +128,14 @@ def _numpy(tensor: torch.Tensor) -> Any:
 def build_network(
     checkpoint: Checkpoint, dtype: torch.dtype, *, new_head: bool = False, **changes: Any
 ) -> tuple[Any, bool]:
-    """Return transformers' question-answering model with the checkpoint's weights, and whether these had the head.
+    """Return transformers' question-answering model with the checkpoint's weights, and whether they include the head.
 
-    transformers would fill missing parameters with random numbers; here they are an error, but for the head where `new_head`
-    allows one. `changes` are to the config. The weights are those of the open files.
+    transformers would fill missing parameters with random numbers. Here they are an error, except for the head if `new_head` is
+    true. `changes` are changes to the config. The weights are read from the open files.
 
     Raises:
         CheckpointError: parameters are missing, unexpected, of another shape, NaN or infinity.
-        UnsupportedModelError: transformers has no question-answering model of this architecture.
+        UnsupportedModelError: transformers has no question-answering model for this architecture.
     """
     files, where = checkpoint.weights, repr(str(checkpoint.path))
     if checkpoint.model_type in FAMILIES and not new_head:
@@ -144,7 +144,7 @@ def build_network(
     bars = transformers.utils.logging.is_progress_bar_enabled()
     verbosity = transformers.logging.get_verbosity()
     transformers.utils.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()  # what it would report, missing and unexpected names, is checked here
+    transformers.logging.set_verbosity_error()  # missing and unexpected names, which it would report, are checked here
     try:
         config = transformers.CONFIG_MAPPING[checkpoint.model_type].from_dict({**checkpoint.config, **changes})
         kind = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
@@ -154,9 +154,9 @@ def build_network(
             state_dict=state,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are listed in the report, as the missing ones are
+            ignore_mismatched_sizes=True,  # they are listed in the report, like missing ones
         )
-    except Exception as error:  # whatever transformers stumbles over in a config it does not know
+    except Exception as error:  # transformers can fail in many ways on a config that it does not know
         raise UnsupportedModelError(
             f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for question answering: {error}"
         ) from error
@@ -169,27 +169,27 @@ def build_network(
     lacking += sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise CheckpointError(
-            f"{where} lacks {len(lacking)} parameters, or has them in another shape: {', '.join(lacking[:6])}. "
+            f"{where} lacks {len(lacking)} parameters or has them in another shape: {', '.join(lacking[:6])}. "
             + (
-                "Is it an encoder, and was it saved whole?"
+                "Check that it is an encoder and was saved completely."
                 if new_head
-                else "Is this a checkpoint without a question-answering head?"
+                else "Check that the checkpoint has a question-answering head and was saved completely."
             )
         )
     return network, not missing
 
 
 def _tensor(array: Any) -> torch.Tensor:
-    """A tensor on the array's memory; NumPy's bfloat16, which torch does not know, by its bits."""
+    """Return a tensor that shares the array's memory. NumPy's bfloat16, which torch does not know, is passed as its bits."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None) -> TorchBackend:
-    """Make the backend. "auto" is the GPU where there is one, in bfloat16 where it has it; see `auto_dtype` for CPUs.
+    """Create the backend. "auto" is the GPU if there is one, with the dtype of `auto_dtype`.
 
-    `threads` sets torch's number for the whole process.
+    `threads` sets the number of torch threads for the whole process.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -198,7 +198,7 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         dtype = auto_dtype(device)
     if dtype == "fp16" and torch.device(device).type == "cpu":
         raise BackendError(
-            "Backend 'torch' computes fp16 on the cpu only by emulation, far slower than fp32. Use bf16 or fp32."
+            "Backend 'torch' computes fp16 on cpu only by emulation, which is far slower than fp32. Use dtype 'bf16' or 'fp32'."
         )
     if threads is not None:
         torch.set_num_threads(threads)
@@ -206,9 +206,9 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
 
 
 def wrap(model: torch.nn.Module, checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchBackend:
-    """Make the backend around a model in memory: on its own device and in its own dtype, unless others are asked for.
+    """Create the backend around a model in memory, on the model's device and in its dtype unless others are requested.
 
-    A half-precision model on a CPU is raised to float32, which is faster there and more exact.
+    A half-precision model on a CPU is converted to float32, which is faster there and more exact.
     """
     parameter = next(model.parameters())
     device = str(parameter.device) if device == "auto" else device
@@ -222,14 +222,16 @@ def wrap(model: torch.nn.Module, checkpoint: Checkpoint, *, device: str, dtype: 
 
 
 def _check_device(device: str) -> None:
-    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    if device not in (*there, *(["cuda"] if torch.cuda.is_available() else [])):
-        raise BackendError(f"Backend 'torch' sees no device {device!r} here. It sees: {', '.join(there)}.")
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if device not in (*found, *(["cuda"] if torch.cuda.is_available() else [])):
+        raise BackendError(
+            f"Backend 'torch' does not see device {device!r} on this machine. Choose one of: {', '.join(found)}."
+        )
 
 
 def auto_dtype(device: str) -> str:
-    """bf16 where the processor multiplies it natively, else fp32."""
+    """Return bf16 if the device multiplies it natively; else fp16 on CUDA and fp32 elsewhere."""
     kind = torch.device(device).type
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

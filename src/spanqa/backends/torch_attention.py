@@ -1,9 +1,9 @@
-"""Attention over windows that lie one behind the other in a single row, for transformers' models on torch.
+"""Attention over windows that follow each other in a single row, for transformers' models on torch.
 
-transformers keeps apart the windows of a row only where it is told to; this function, registered with its
-AttentionInterface, is told by `window_lengths`. On a CUDA device in half precision it is torch's variable-length flash
-attention; elsewhere windows of one length that follow each other are computed together, so a row sorted by length needs
-few calls. Nothing is padded.
+By default transformers does not keep the windows of a row apart. This function is registered with its AttentionInterface and
+receives the lengths of the windows as `window_lengths`. On a CUDA device in half precision it uses torch's variable-length flash
+attention. Elsewhere consecutive windows of equal length are computed together, so a row sorted by length needs few calls, and
+nothing is padded. (Training in bfloat16 on CPUs is different: see `_plain`.)
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def flat_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return the attention output `[1, token, head, size]` of query, key and value `[1, head, token, size]`.
 
-    `window_lengths` are the lengths of the windows in the row, padding (if any) as a window of its own.
+    `window_lengths` are the lengths of the windows in the row. Padding, if any, counts as one more window.
     """
     lengths = list(window_lengths)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
@@ -60,24 +60,24 @@ def _plain(
     scaling: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """The plain products, for training in bfloat16 on CPUs, where torch's fused attention has a slow backward pass.
+    """Compute attention by plain matrix products, to train in bfloat16 on CPUs: torch's fused attention is slow backward there.
 
-    Windows are widened to a multiple of 32 tokens: oneDNN compiles its kernels for each shape anew, and keeps 1,024.
+    Windows are padded to a multiple of 32 tokens, because oneDNN compiles its kernels for each new shape and keeps 1,024 of them.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     windows = [tensor[0].split(lengths, dim=1) for tensor in (query, key, value)]
     mixed: list[torch.Tensor] = []
     for width, run in groupby(lengths, lambda length: -(-length // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE):
-        there, at = list(run), len(mixed)
+        group, at = list(run), len(mixed)
         q, k, v = (
-            torch.stack([pad(part, (0, 0, 0, width - part.shape[1])) for part in parts[at : at + len(there)]])
+            torch.stack([pad(part, (0, 0, 0, width - part.shape[1])) for part in parts[at : at + len(group)]])
             for parts in windows
         )  # (window, head, width, size)
         scores = (q * scaling) @ k.transpose(2, 3)
-        beyond = torch.arange(width) >= torch.tensor(there)[:, None]
+        beyond = torch.arange(width) >= torch.tensor(group)[:, None]
         scores = scores.masked_fill(beyond[:, None, None], -torch.inf)
         found = (byte_dropout(scores.softmax(-1), dropout) @ v).transpose(1, 2)
-        mixed += [window[:length] for window, length in zip(found, there, strict=True)]
+        mixed += [window[:length] for window, length in zip(found, group, strict=True)]
     return torch.cat(mixed)[None]
 
 

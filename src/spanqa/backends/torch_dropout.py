@@ -1,6 +1,6 @@
-"""Dropout for training on CPUs, where torch draws one random number for each element, which takes much of a step.
+"""Dropout for training on CPUs. Torch draws one random number per element there, which takes a large part of a step.
 
-A byte is enough to tell whether an element stays: one draw of 64 bits decides on eight.
+One byte is enough to decide whether an element is kept, so one draw of 64 bits decides for eight elements.
 """
 
 import torch
@@ -9,9 +9,9 @@ _BYTE = 256
 
 
 def byte_dropout(values: torch.Tensor, p: float) -> torch.Tensor:
-    """Set elements to 0 with probability `p`, rounded to a 256th, and scale the others so that the expectation stays.
+    """Set elements to 0 with probability `p`, rounded to a 256th, and scale the others so that the expectation is unchanged.
 
-    torch's own dropout where the values are not on a CPU, or p rounds to 0 or 1.
+    If the values are not on a CPU, or `p` rounds to 0 or 1, torch's own dropout is used.
     """
     dropped = round(p * _BYTE)
     if values.device.type != "cpu" or not 0 < dropped < _BYTE:
@@ -22,15 +22,15 @@ def byte_dropout(values: torch.Tensor, p: float) -> torch.Tensor:
 
 
 class ByteDropout(torch.nn.Dropout):  # type: ignore[misc]
-    """torch's layer, with `byte_dropout` while training."""
+    """Torch's dropout layer, with `byte_dropout` during training."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the values, some of them dropped while training."""
+        """Return the values; during training some of them are set to 0."""
         return byte_dropout(input, self.p) if self.training else input
 
 
 def use_byte_dropout(network: torch.nn.Module) -> None:
-    """Turn the dropout layers of a network into those above, in place."""
+    """Replace the dropout layers of a network by `ByteDropout`, in place."""
     for module in network.modules():
         if type(module) is torch.nn.Dropout:
             module.__class__ = ByteDropout

@@ -1,4 +1,4 @@
-"""The command line: one file per verb, each a thin function that parses, calls the library, and prints."""
+"""The command line: one file per command. Each is a thin function that parses, calls the library, and prints."""
 
 import typer
 
@@ -12,8 +12,8 @@ from spanqa.cli.tune import tune
 
 app = typer.Typer(
     name="spanqa",
-    help="Find the exact words of a text that answer a question, or learn that the text does not hold them.",
-    epilog="--debug, with any command, shows the traceback of a failure.",
+    help="Find the answer to a question in a text, or learn that the text has no answer.",
+    epilog="Add --debug to any command to see the traceback of an error.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""`spanqa ask`: ask texts a question."""
+"""`spanqa ask`: answer a question from texts."""
 
 import json
 import sys
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="FILE", help="Texts to read; - or none: standard input.")
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Text files to read. Without FILE, or with -, reads standard input."),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="How many places to show, best first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Number of answers to show, best first.")] = 1,
     threshold: Annotated[
-        float | None, typer.Option(help="Answer only from this score on; the model's setting by default.")
+        float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
     ] = None,
     candidates: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Read only so many of the texts, those with most of the question's words; all by default, 100 where there are over 500.",
+            help="Read at most this many texts: those that share most words with the question. Default: all texts, or 100 if there are more than 500.",
             show_default=False,
         ),
     ] = None,
@@ -45,9 +46,9 @@ def ask(
     overlap: options.Overlap = None,
     max_answer_tokens: options.MaxAnswerTokens = None,
 ) -> None:
-    """Ask texts a question; several files are read together.
+    """Answer a question from one or more texts, which are read together.
 
-    Prints the answer with its probability and the sentence around it, or that the text does not hold it.
+    Prints the answer with its probability and the sentence around it, or says that the text has no answer.
     """
     from spanqa.answers import least_score
 
@@ -75,30 +76,32 @@ def ask(
 
 
 def _read(files: list[str]) -> list[tuple[str, str]]:
-    """Return (name, text) of every file that holds a text.
+    """Return (name, text) of every file that is not empty.
 
     Raises:
-        InputError: a file cannot be read, or none holds a text.
+        InputError: a file cannot be read, or all are empty.
     """
     from spanqa.errors import InputError
     from spanqa.files import decode_text, read_text
 
     if not files and sys.stdin.isatty():
-        raise typer.BadParameter("name a file to read, or pipe a text in", param_hint="FILE")
+        raise typer.BadParameter("give a file to read, or pipe text to standard input", param_hint="FILE")
     texts = []
     for name in files or ["-"]:
         text = decode_text(sys.stdin.buffer.read(), "standard input") if name == "-" else read_text(name)
         texts.append(("standard input" if name == "-" else name, text))
     empty = [name for name, text in texts if not text.strip()]
     if len(empty) == len(texts):
-        raise InputError(f"There is nothing to read: {', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty.")
+        raise InputError(
+            f"There is no text to read: {', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty. Give a text."
+        )
     if empty:
-        typer.echo(f"spanqa: empty, and so not read: {', '.join(empty)}", err=True)
+        typer.echo(f"spanqa: skipped empty files: {', '.join(empty)}", err=True)
     return [(name, text) for name, text in texts if text.strip()]
 
 
 def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None) -> list[tuple[str, str]]:
-    """Leave out, of many texts, those with few of the question's words, and say so."""
+    """Keep, of many texts, only those that share most words with the question, and report it."""
     from spanqa.extras import installed
     from spanqa.retrieval import CANDIDATES, MANY, best_passages
 
@@ -106,13 +109,15 @@ def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None)
         if len(texts) <= MANY:
             return texts
         if not installed("search"):
-            typer.echo(f"spanqa: reads all {len(texts):,} texts; faster with: pip install 'spanqa[search]'", err=True)
+            typer.echo(
+                f"spanqa: reading all {len(texts):,} texts; for faster reading: pip install 'spanqa[search]'", err=True
+            )
             return texts
         candidates = CANDIDATES
     chosen = best_passages(question, [text for _, text in texts], candidates)
     if len(chosen) < len(texts):
-        told = f"spanqa: reads {len(chosen):,} of {len(texts):,} texts, those with most of the question's words (--candidates)"
-        typer.echo(told, err=True)
+        note = f"spanqa: reading {len(chosen):,} of {len(texts):,} texts, those that share most words with the question"
+        typer.echo(f"{note} (--candidates)", err=True)
     return [texts[position] for position in chosen]
 
 
@@ -122,17 +127,17 @@ def _show(answers: "list[Answer]", passages: "list[Passage]", *, calibrated: boo
     console = Console(highlight=False, soft_wrap=True)
     kind = "" if calibrated else ", uncalibrated"
     if not answers[0]:
-        sure = f"{answers[0].no_answer_probability:.1%}{kind}"
-        console.print(f"[bold]Not in {'this text' if len(passages) == 1 else 'these texts'}.[/bold]  ({sure})")
+        probability = f"{answers[0].no_answer_probability:.1%}{kind}"
+        console.print(f"[bold]Not in {'this text' if len(passages) == 1 else 'these texts'}.[/bold]  ({probability})")
         return
     for number, answer in enumerate(answers, 1):
-        place = f"{number}. " if len(answers) > 1 else ""
-        console.print(f"{place}[bold green]{_plain(answer.text)}[/]  ({answer.probability:.1%}{kind})")
-        _show_sentence(console, answer, indent="   " if place else "")
+        label = f"{number}. " if len(answers) > 1 else ""
+        console.print(f"{label}[bold green]{_plain(answer.text)}[/]  ({answer.probability:.1%}{kind})")
+        _show_sentence(console, answer, indent="   " if label else "")
 
 
 def _show_sentence(console: "Console", answer: "Answer", indent: str) -> None:
-    """Print the sentence with the answer marked: in colour on a terminal, in brackets elsewhere."""
+    """Print the sentence with the answer marked: in reverse video on a terminal, in brackets elsewhere."""
     assert answer.start is not None and answer.end is not None and answer.sentence_start is not None
     before = answer.sentence[: answer.start - answer.sentence_start]
     after = answer.sentence[answer.end - answer.sentence_start :]
@@ -143,7 +148,7 @@ def _show_sentence(console: "Console", answer: "Answer", indent: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text for one line of a terminal: white space squeezed, nothing read as markup or control sequence."""
+    """Return text for one line of a terminal, with white space collapsed and without markup or control sequences."""
     from rich.markup import escape
 
     visible = "".join(character if character.isprintable() else " " for character in text)

@@ -1,4 +1,4 @@
-"""`spanqa info`: what is here, and what auto would choose."""
+"""`spanqa info`: what is installed, and what auto chooses."""
 
 import json
 import platform
@@ -18,7 +18,7 @@ def info(
     threads: options.Threads = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show the backends, the model with its settings, and what would be used and why."""
+    """Show the installed backends, the model and its settings, and which backend would be used and why."""
     from spanqa import __version__
     from spanqa.backends.registry import BACKENDS
     from spanqa.extras import NEEDS, package_version
@@ -56,7 +56,7 @@ def info(
                 "architectures": each.architectures,
                 "install": f"pip install 'spanqa[{NEEDS[each.name].extra}]'"
                 if NEEDS[each.name].extra
-                else "comes with spanqa",
+                else "installed with spanqa",
             }
             for each in BACKENDS.values()
         },

@@ -1,4 +1,4 @@
-"""Options that mean the same in every verb, and the reader they ask for."""
+"""Options with the same meaning in every command, and the reader that they define."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,22 +10,36 @@ if TYPE_CHECKING:
     from spanqa.progress import Progress
     from spanqa.reader import Reader
 
-Model = Annotated[str, typer.Option(help="A bundled name, a folder, or a Hugging Face hub id.", show_default=True)]
+Model = Annotated[
+    str, typer.Option(help="Name of a bundled model, a folder, or a Hugging Face hub id.", show_default=True)
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
-Backend = Annotated[str, typer.Option(help="auto, openvino, torch or numpy; see `spanqa info`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="auto, openvino, torch, onnx, jax, tensorflow or numpy; `spanqa info` shows which are installed."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...; cuda:0,cuda:1 uses both.")]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", show_default=False)]
-MaxSeqLength = Annotated[int | None, typer.Option(help="Tokens of a window; the model's setting by default.")]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads. Default: all cores.", show_default=False)]
+MaxSeqLength = Annotated[int | None, typer.Option(help="Length of a window in tokens. Default: the model's setting.")]
 Overlap = Annotated[
-    int | None, typer.Option(help="Passage tokens that neighbouring windows share (doc_stride in transformers).")
+    int | None,
+    typer.Option(
+        help="Passage tokens that consecutive windows share (doc_stride in transformers). Default: the model's setting."
+    ),
 ]
-MaxAnswerTokens = Annotated[int | None, typer.Option(help="The longest answer; the model's setting by default.")]
+MaxAnswerTokens = Annotated[
+    int | None, typer.Option(help="Length of the longest answer in tokens. Default: the model's setting.")
+]
 NoAnswer = Annotated[
-    str, typer.Option(help="auto: by the model's threshold; on: the same, or 0 where it has none; off: always answer.")
+    str, typer.Option(help="auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer.")
 ]
-MinProbability = Annotated[float, typer.Option(min=0, max=1, help="Give no answer that is less probable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+MinProbability = Annotated[
+    float, typer.Option(min=0, max=1, help="Do not give answers that are less probable than this.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def load_reader(
@@ -40,7 +54,7 @@ def load_reader(
     overlap: int | None = None,
     max_answer_tokens: int | None = None,
 ) -> "Reader":
-    """Load the model with what the command line says, and the model's own settings where it is silent."""
+    """Load the model with the settings of the command line; settings not given are the model's own."""
     from dataclasses import replace
 
     from spanqa.reader import Reader
@@ -58,9 +72,9 @@ def load_reader(
 
 @contextmanager
 def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
-    """Show how far long work has come, on standard error when that is a terminal.
+    """Show the progress of long work on standard error, if that is a terminal.
 
-    Elsewhere nothing is shown, or, with `lines`, a line for each new note.
+    Otherwise nothing is shown, or, with `lines`, one line for each new note.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -82,7 +96,6 @@ def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
         task = bar.add_task(what, total=None)
 
         def update(done: int, total: int, note: str = "") -> None:
-            changes = {"description": f"{what} {note}"} if note else {}
-            bar.update(task, completed=done, total=total, **changes)
+            bar.update(task, completed=done, total=total, description=f"{what} {note}" if note else None)
 
         yield update

@@ -1,4 +1,4 @@
-"""`spanqa quantize`: an int8 copy of a model."""
+"""`spanqa quantize`: make an int8 copy of a model."""
 
 import json
 from dataclasses import asdict
@@ -11,16 +11,20 @@ from spanqa.cli import options
 
 
 def quantize(
-    data: Annotated[Path, typer.Option(metavar="FILE", help="A SQuAD file to calibrate with and to measure on.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="SQuAD file to calibrate on and to measure F1 on.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create. It must not exist yet.")],
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
-    max_questions: Annotated[int, typer.Option(min=2, help="Use so many questions of the file at most.")] = 2200,
-    calibration_questions: Annotated[int, typer.Option(min=1, help="So many of them to calibrate.")] = 200,
-    most_f1_lost: Annotated[float, typer.Option(help="Refuse to write a model that loses more F1 points.")] = 1.0,
+    max_questions: Annotated[int, typer.Option(min=2, help="Use at most this many questions of the file.")] = 2200,
+    calibration_questions: Annotated[
+        int, typer.Option(min=1, help="Number of these questions used to calibrate; the others measure F1.")
+    ] = 200,
+    most_f1_lost: Annotated[
+        float, typer.Option(help="Write nothing if the model loses more F1 points than this.")
+    ] = 1.0,
     as_json: options.Json = False,
 ) -> None:
-    """Write a copy of a model that OpenVINO runs in 8-bit integers, if it keeps its F1."""
+    """Make a copy of a model that OpenVINO runs in 8-bit integers, if it keeps its F1."""
     import random
 
     from rich.console import Console
@@ -49,4 +53,4 @@ def quantize(
     typer.echo(
         f"{out}: F1 {done.f1_before:.2f} in fp32, {done.f1_after:.2f} in int8, on {done.measured_questions} questions"
     )
-    typer.echo(f"feed-forward outputs in {done.ffn_outputs}; use it with: --model {out} --dtype int8")
+    typer.echo(f"Feed-forward outputs are in {done.ffn_outputs}. Use the copy with: --model {out} --dtype int8")
