@@ -70,4 +70,4 @@ def log_sum_exp(values: NDArray[Any], temperature: float = 1.0, largest: float |
     if temperature != 1:
         shifted *= 1 / temperature
     np.exp(shifted, out=shifted)
-    return top / temperature + math.log(float(np.add.reduce(shifted, None, np.float64)))
+    return top / temperature + math.log(float(np.add.reduce(shifted, None)))  # in pairs, so that float32 suffices

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
@@ -248,19 +248,12 @@ class Reader:
         """
         _check_errors(errors)
         least = self._least(threshold, no_answer, min_probability)
-        questions: deque[str] = deque()
-
-        def items() -> Iterator[tuple[str, list[str | Passage]]]:
-            for question, passage in pairs:
-                questions.append(question)
-                yield question, [passage]
-
-        for number, reading in enumerate(self.forward(items(), errors="return"), 1):
-            question = questions.popleft()
+        stream = ((question, (passage,)) for question, passage in pairs)
+        for number, (item, reading) in enumerate(self._read(stream), 1):
             if isinstance(reading, Reading):
                 yield self.decode(reading).best(*least)
                 continue
-            error = type(reading)(f"Pair {number} ({question!r:.60}): {reading}")
+            error = type(reading)(f"Pair {number} ({item.question!r:.60}): {reading}")
             if errors == "raise":
                 raise error from None
             yield error
@@ -322,9 +315,14 @@ class Reader:
             InputError: a question is empty, too long or not a string, or a passage is not a string.
             BackendError: the logits are not numbers.
         """
-        return self._forward(iter(questions), _check_errors(errors))
+        _check_errors(errors)
+        for _, reading in self._read(iter(questions)):
+            if errors == "raise" and not isinstance(reading, Reading):
+                raise reading
+            yield reading
 
-    def _forward(self, stream: Iterator[Question], errors: Errors) -> Iterator[Reading | SpanQAError]:
+    def _read(self, stream: Iterator[Question]) -> Iterator[tuple[_Item, Reading | SpanQAError]]:
+        """Yield each item with its reading or its error, in order."""
         running: deque[_Chunk] = deque()
         size, more = FIRST_CHUNK, True
         try:
@@ -337,10 +335,7 @@ class Reader:
                 # One chunk is read while the next is encoded; the first one does not wait for that.
                 if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
                     chunk = running.popleft()
-                    for reading in self._finish(chunk):
-                        if errors == "raise" and not isinstance(reading, Reading):
-                            raise reading
-                        yield reading
+                    yield from self._finish(chunk)
                     if chunk.broken is not None:
                         raise chunk.broken
         finally:
@@ -396,7 +391,7 @@ class Reader:
                 except InputError as error:
                     item.error = error
 
-    def _finish(self, chunk: _Chunk) -> Iterator[Reading | SpanQAError]:
+    def _finish(self, chunk: _Chunk) -> Iterator[tuple[_Item, Reading | SpanQAError]]:
         """Wait for a chunk and yield its readings and errors, in the order of the questions."""
         try:
             found = iter(chunk.logits.result())
@@ -404,12 +399,12 @@ class Reader:
             for item in chunk.items:
                 try:
                     alone = self.engine.submit(list(chain(*item.windows)))
-                    yield item.error or _reading(item, iter(alone.result()))
+                    yield item, item.error or _reading(item, iter(alone.result()))
                 except BackendError as error:
-                    yield error
+                    yield item, error
             return
         for item in chunk.items:
-            yield item.error or _reading(item, found)
+            yield item, item.error or _reading(item, found)
 
     def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
         """Return the best spans of a reading with their probabilities."""
@@ -431,8 +426,7 @@ def _check_errors(errors: Errors) -> Errors:
 
 
 def _reading(item: _Item, found: Iterator[WindowLogits]) -> Reading:
-    logits = tuple(tuple(next(found) for _ in piece) for piece in item.windows)
-    return Reading(item.question, item.passages, logits)
+    return Reading(item.question, item.passages, tuple(tuple(islice(found, len(piece))) for piece in item.windows))
 
 
 def _load_again(

@@ -44,7 +44,7 @@ class Tokens:
         text     Unbelievably, yes      ids      4895 8671 8231 1010 2748
         offsets  0-2 2-8 8-12 12-13 14-17         words    0 0 0 1 2
 
-    Offsets and words come from the same encoding as the ids; they are converted when they are first asked for.
+    Offsets and words are converted when they are first asked for.
     """
 
     __slots__ = ("_encoding", "_offsets", "_text", "_words", "ids")
@@ -65,6 +65,15 @@ class Tokens:
         tokens.ids = np.array(encoding.ids, np.int32)
         tokens._offsets = tokens._words = None
         tokens._encoding, tokens._text = encoding, text
+        return tokens
+
+    @classmethod
+    def from_ids(cls, text: str, ids: Sequence[int], tokenizer: "Tokenizer") -> "Tokens":
+        """Return the tokens of a text of which only the ids are known; for offsets and words it is encoded again."""
+        tokens = cls.__new__(cls)
+        tokens.ids = np.array(ids, np.int32)
+        tokens._offsets = tokens._words = None
+        tokens._encoding, tokens._text = tokenizer, text
         return tokens
 
     def __len__(self) -> int:
@@ -106,6 +115,10 @@ class Tokens:
     def _convert(self) -> None:
         encoding = self._encoding
         if encoding is None:  # another thread was faster
+            return
+        if isinstance(encoding, Tokenizer):
+            again = encoding.encode(self._text)
+            self._words, self._offsets = again.words, again.offsets
             return
         words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
         offsets = _without_space(self._text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
@@ -227,7 +240,7 @@ class Tokenizer:
             ) from None
 
     def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of several texts, as `encode` does, in one call of the library.
+        """Return the tokens of several texts, as `encode` does, in one call of the library that finds the ids alone.
 
         Raises:
             InputError: as `encode`, for the first text that cannot be encoded.
@@ -235,10 +248,10 @@ class Tokenizer:
         if len(texts) == 1:
             return [self.encode(texts[0])]
         try:
-            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
             return [self.encode(text) for text in texts]  # one of these raises, and says which
-        return [Tokens.from_encoding(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 
     def prepare(self, text: str, source: str | None = None) -> Passage:
         """Return a text as a passage, from memory when it was encoded lately.
