@@ -85,7 +85,7 @@ def train(
 
     require("train")
     sizes = None if learning_curve is None else _sizes(learning_curve)
-    from spanqa.train.recipe import fine_tune, read_questions, train_learning_curve
+    from spanqa.train.recipe import fine_tune, ignore, read_questions, train_learning_curve
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, only the first one prints
     changes = {
@@ -96,7 +96,7 @@ def train(
     }  # fmt: skip
     chosen: dict[str, Any] = {
         "model": model, "revision": revision, "max_seq_length": max_seq_length, "overlap": overlap,
-        "max_answer_tokens": max_answer_tokens, "notify": _print_note if first else _print_nothing,
+        "max_answer_tokens": max_answer_tokens, "notify": _print_note if first else ignore,
         **{name: value for name, value in changes.items() if value is not None},
     }  # fmt: skip
     questions = read_questions(
@@ -123,16 +123,12 @@ def _print_note(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _print_nothing(line: str) -> None:
-    """Print nothing: another process prints the line."""
-
-
 def _sizes(text: str) -> list[int]:
     try:
         return sorted({int(part) for part in text.split(",")})
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} should be numbers separated by commas, such as 50,100,300", param_hint="--learning-curve"
+            f"{text!r} should be numbers with commas, such as 50,100,300", param_hint="--learning-curve"
         ) from None
 
 

@@ -9,7 +9,9 @@ processes. What it needs: pip install 'spanqa[train]'.
 
 import os
 import shutil
+import sys
 import time
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -163,7 +165,7 @@ def _run(loop: TrainingLoop, work: Path, resume: bool) -> float:
         loop.train(resume_from_checkpoint=checkpoint)
     if loop.interrupted:
         raise InterruptedTrainingError(
-            f"Stopped after step {loop.state.global_step}. The work so far is in {str(work)!r}. Continue with --resume."
+            f"Stopped after step {loop.state.global_step}. The work so far is in {str(work)!r}. Continue with --resume (resume=True in Python)."
         )
     return time.perf_counter() - begin
 
@@ -190,7 +192,10 @@ def _tensorboard(folder: Path) -> Any:
     """Return the callback that writes the log for TensorBoard, without loading TensorFlow where that is installed too."""
     import tensorboard.compat
 
-    tensorboard.compat.notf = True  # the switch of its builds without TensorFlow; it is read at first use
+    switch = (
+        "tensorboard.compat.notf"  # the module that its builds without TensorFlow have; it is looked up at first use
+    )
+    tensorboard.compat.notf = sys.modules[switch] = types.ModuleType(switch)
     from torch.utils.tensorboard import SummaryWriter
     from transformers.integrations import TensorBoardCallback
 
@@ -216,7 +221,9 @@ def _check_folders(out: Path, work: Path, resume: bool) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise BackendError(f"{str(work)!r} cannot be written: {error.strerror}. Choose another output folder.") from None
+        raise BackendError(
+            f"{str(work)!r} cannot be written: {error.strerror}. Choose another output folder."
+        ) from None
 
 
 def _check_space(network: torch.nn.Module, parent: Path) -> None:
