@@ -428,6 +428,8 @@ def test_questions_in_memory_are_identified_by_their_ids(base: Path, tmp_path: P
     assert "- not from files" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match=r"There is no training setting 'epoch'. Expected one of epochs, "):
         fine_tune(Questions(TRAIN, DEV), tmp_path / "other", model=base, epoch=3)
+    with pytest.raises(InputError, match=r"seeds is 0; expected a whole number, at least 1"):
+        fine_tune(Questions(TRAIN, DEV), tmp_path / "other", model=base, seeds=0)
 
 
 @pytest.mark.usefixtures("last_is_best")

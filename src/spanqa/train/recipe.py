@@ -144,7 +144,8 @@ def fine_tune(
     Returns the result, or None in every process of a distributed run except the first.
 
     Raises:
-        InputError: `out` already exists, there is nothing to resume, or a change is not a field of `TrainSettings`.
+        InputError: `out` already exists, there is nothing to resume, `seeds` is below 1, or a change is not a field of
+            `TrainSettings`.
         CheckpointError: the base model cannot be trained for question answering.
         TrainingError: the loss is not a number.
         InterruptedTrainingError: a signal stopped the training; a checkpoint was written.
@@ -152,6 +153,8 @@ def fine_tune(
         NotInstalledError: the packages for training are not installed.
     """
     require("train")
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds!r}; expected a whole number, at least 1.")
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
     from spanqa.train.run import check_is_new, is_first_process, train
 
