@@ -1,9 +1,10 @@
-"""Whether a model learns the same without padding: F1 after the same training, laid out flat and padded.
+"""Whether a model learns the same without padding: F1 after the same training in each layout.
 
     SPANQA_DATA=... python benchmarks/layouts_f1.py --out benchmarks/results/layouts-f1.json
 
-spanqa-mini is trained on 3,000 questions of PolicyQA (a fifth of its titles held out, 1,000 of their questions measured), three
-seeds, the same windows in the same steps: in flat rows, packed into rows of 512, and padded. `training_speed.py` says how fast each is.
+spanqa-mini is trained on 3,000 questions of PolicyQA with three seeds; a fifth of the titles is held out, and 1,000 of their
+questions are measured. The windows of each step are the same in flat rows, in packed rows of 512, and padded. `training_speed.py`
+measures how fast each layout is.
 """
 
 import argparse
@@ -26,9 +27,8 @@ from side_by_side import MINI, processor
 from spanqa import __version__
 from spanqa.answers import AnswerSettings
 from spanqa.checkpoint import open_checkpoint
-from spanqa.evaluate import score
-from spanqa.train.finetune import train
-from spanqa.train.labels import answer_tokens
+from spanqa.train.labels import answer_length_tokens
+from spanqa.train.run import train
 from spanqa.train.settings import preset
 
 SEEDS = (0, 1, 2)
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     given, dev = questions("policyqa")
-    longest = max(30, answer_tokens(given, open_checkpoint(MINI).tokenizer))
+    longest = max(30, answer_length_tokens(given, open_checkpoint(MINI).tokenizer))
     f1: dict[str, list[float]] = {layout: [] for layout in arguments.layouts.split(",")}
     turns = [(seed, layout) for seed in SEEDS for layout in f1]
     for seed, layout in track(turns, "models", console=Console(stderr=True)):
@@ -51,9 +51,7 @@ def main() -> None:
             preset(len(chosen), 384), epochs=arguments.epochs, seed=seed, evaluations=1, dropout=0.1, layout=layout
         )
         with tempfile.TemporaryDirectory() as folder:
-            done = train(
-                chosen, dev, MINI, Path(folder) / "out", settings, score=score, answers=AnswerSettings(longest)
-            )
+            done = train(chosen, dev, MINI, Path(folder) / "out", settings, answers=AnswerSettings(longest))
         f1[layout].append([entry["f1"] for entry in done.history if "f1" in entry][-1])
     table = Table("", "F1 by seed", "mean", "deviation", box=None, padding=(0, 2))
     for layout, values in f1.items():
@@ -63,7 +61,7 @@ def main() -> None:
     if arguments.out:
         record = {
             "command": shlex.join(["python", "benchmarks/layouts_f1.py", *sys.argv[1:]]),
-            "model": {"name": "spanqa-mini", "sha256": open_checkpoint(MINI).sha256},
+            "model": {"name": "spanqa-mini", "sha256": open_checkpoint(MINI).weights.sha256},
             "questions": arguments.questions,
             "measured_on": len(dev),
             "processor": processor(),

@@ -1,9 +1,9 @@
-"""Windows per second of training: flat rows against padding to 384 and against dynamic padding, in random order.
+"""Training speed in windows per second: flat rows against packed rows, dynamic padding, and padding to 384.
 
     SPANQA_DATA=... python benchmarks/training_speed.py --out benchmarks/results/training-speed.json
 
-Three copies of one model train on the same windows, a step each in turn, so that what disturbs the machine disturbs all.
-A step is what `spanqa train` does in one: batch, forward, loss, backward, clipping, AdamW.
+One copy of a model per layout trains on the same windows. The copies take turns, one step each in random order, so that other work
+on the machine disturbs all of them alike. A step is that of `spanqa train`: batch, forward, loss, backward, clipping, AdamW.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from transformers import AutoModelForQuestionAnswering
 from spanqa import __version__, read_squad
 from spanqa.backends import torch_attention
 from spanqa.checkpoint import open_checkpoint
-from spanqa.train.features import collate, make_features, span_loss
+from spanqa.train.objective import InputFormat, QuestionAnswering
+from spanqa.train.targets import make_training_windows
 from spanqa.windows import WindowSettings
 
 LAYOUTS = {
@@ -49,13 +50,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     examples = read_squad(Path(os.environ["SPANQA_DATA"]) / "squad-v2.0-train-rebuilt.json.gz")
     examples = random.Random(0).sample(examples, (arguments.steps + 2) * arguments.batch_size)
-    features, _ = make_features(examples, open_checkpoint(MINI).tokenizer, WindowSettings())
-    random.Random(0).shuffle(features)
+    items, _ = make_training_windows(examples, open_checkpoint(MINI).tokenizer, WindowSettings())
+    random.Random(0).shuffle(items)
     runs = {name: Run(layout, cols, arguments) for name, (layout, cols) in LAYOUTS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     losses: dict[str, list[float]] = {name: [] for name in runs}
     for step in track(range(arguments.steps + 2), "steps", console=Console(stderr=True)):
-        windows = features[step * arguments.batch_size : (step + 1) * arguments.batch_size]
+        windows = items[step * arguments.batch_size : (step + 1) * arguments.batch_size]
         for name in random.Random(step).sample(list(runs), len(runs)):
             begin = time.perf_counter()
             losses[name].append(runs[name].step(windows))
@@ -73,7 +74,7 @@ def main() -> None:
         record = {
             "command": shlex.join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
             **{name: getattr(arguments, name) for name in ("steps", "batch_size", "dtype", "threads", "device")},
-            "useful_tokens_per_window": sum(map(len, features)) / len(features),
+            "useful_tokens_per_window": sum(map(len, items)) / len(items),
             "processor": processor(),
             "versions": {"spanqa": __version__, **{name: version(name) for name in ("torch", "transformers")}},
             "rows": rows,
@@ -82,11 +83,11 @@ def main() -> None:
 
 
 class Run:
-    """One copy of the model, its optimizer, and how its batches lie."""
+    """One copy of the model, its optimizer, and its layout."""
 
     def __init__(self, layout: str, cols: int | None, arguments: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        self.layout, self.cols, self.arguments = layout, cols, arguments
+        self.objective, self.arguments = QuestionAnswering(InputFormat(layout, cols=cols)), arguments
         changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         model = AutoModelForQuestionAnswering.from_pretrained(MINI, dtype=torch.float32, **changes)
         if layout == "flat":
@@ -95,14 +96,14 @@ class Run:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(self, windows: list) -> float:
-        batch = collate(windows, layout=self.layout, cols=self.cols)
+        device = self.arguments.device
         batch = {
-            name: value.to(self.arguments.device) if torch.is_tensor(value) else value for name, value in batch.items()
+            part: {name: value.to(device) if torch.is_tensor(value) else value for name, value in tensors.items()}
+            for part, tensors in self.objective.collate(windows).items()
         }
-        given = ("input_ids", "token_type_ids", "position_ids", "attention_mask", "window_lengths")
-        with torch.autocast(self.arguments.device.split(":")[0], torch.bfloat16, self.arguments.dtype == "bf16"):
-            output = self.model(**{name: batch[name] for name in given if name in batch})
-        loss = span_loss(output.start_logits, output.end_logits, batch)
+        with torch.autocast(device.split(":")[0], torch.bfloat16, self.arguments.dtype == "bf16"):
+            output = self.model(**batch["inputs"])
+        loss = self.objective.loss(output, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

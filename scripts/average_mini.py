@@ -1,9 +1,9 @@
-"""Average the weights of two stages of spanqa-mini and fit threshold and calibration again, on the held-out articles.
+"""Average the weights of two stages of spanqa-mini, and fit threshold and calibration again on the held-out articles.
 
     python scripts/average_mini.py TRAIN FIRST LAST SHARE OUT
 
-OUT is LAST with weights `SHARE * FIRST + (1 - SHARE) * LAST`, in half precision (Wortsman et al. 2022,
-https://arxiv.org/abs/2203.05482). The articles are those that `spanqa train` held out.
+OUT is a copy of LAST with the weights `SHARE * FIRST + (1 - SHARE) * LAST`, in half precision (Wortsman et al. 2022,
+https://arxiv.org/abs/2203.05482). The held-out articles are those of `spanqa train`.
 """
 
 import shutil

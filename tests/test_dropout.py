@@ -11,7 +11,8 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from spanqa.backends.torch_attention import flat_attention  # noqa: E402
 from spanqa.backends.torch_dropout import ByteDropout, byte_dropout, use_byte_dropout  # noqa: E402
 from spanqa.checkpoint import open_checkpoint  # noqa: E402
-from spanqa.train.finetune import _network  # noqa: E402
+from spanqa.train.run import _network  # noqa: E402
+from spanqa.train.settings import TrainSettings  # noqa: E402
 
 
 @pytest.mark.parametrize("p", [0.05, 0.1, 0.5])
@@ -59,7 +60,7 @@ def test_every_dropout_of_a_network_is_by_bytes() -> None:
 
 
 def test_what_is_trained_drops_by_bytes(tiny: Callable[..., Path]) -> None:
-    network, _ = _network(open_checkpoint(tiny("bert")), 0.3)
+    network, _, _ = _network(open_checkpoint(tiny("bert")), TrainSettings(dropout=0.3))
     found = {(module.p, type(module)) for module in network.modules() if isinstance(module, torch.nn.Dropout)}
     assert found == {(0.3, ByteDropout)}
 

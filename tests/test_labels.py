@@ -1,4 +1,4 @@
-"""Labels held against their passages: found, repaired, placed, or told."""
+"""Labels checked against their passages: exact, repaired, placed, ambiguous or dropped."""
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError
 from spanqa.squad import Example, GoldAnswer
-from spanqa.train.labels import Label, Labelled, align, align_all, answer_tokens, as_labelled, hold_out
+from spanqa.train.labels import Label, Labelled, align, align_all, answer_length_tokens, as_labelled, hold_out
 
 PASSAGE = "The pier  was built by Anna Kestrel in 1911. Anna Kestrel died in 1954; the pier's end was lit."
 
@@ -17,7 +17,7 @@ def labelled(*labels: Label, id: str = "1", passage: str = PASSAGE) -> Labelled:
 
 
 @pytest.mark.parametrize(
-    ("label", "text", "start", "outcome"),
+    ("label", "text", "start", "status"),
     [
         (Label("1911", 39), "1911", 39, "exact"),
         (Label(" 1911", 38), "1911", 39, "repaired"),  # white space in the label
@@ -30,38 +30,38 @@ def labelled(*labels: Label, id: str = "1", passage: str = PASSAGE) -> Labelled:
         (Label("1954", 0), "1954", 66, "repaired"),  # far off, but there is only one
     ],
 )
-def test_a_label_is_placed(label: Label, text: str, start: int, outcome: str) -> None:
+def test_a_label_is_found(label: Label, text: str, start: int, status: str) -> None:
     example, found = align(labelled(label))
     assert example is not None
-    assert (example.answers, found) == ((GoldAnswer(text, start),), outcome)
+    assert (example.answers, found) == ((GoldAnswer(text, start),), status)
     assert PASSAGE[start : start + len(text)] == text
 
 
-def test_words_in_several_places_all_count_and_are_told() -> None:
-    example, outcome = align(labelled(Label("Anna Kestrel")))
+def test_words_that_occur_several_times_all_count_and_are_reported() -> None:
+    example, status = align(labelled(Label("Anna Kestrel")))
     assert example is not None
     assert [answer.start for answer in example.answers] == [23, 45]
-    assert outcome == "ambiguous"
+    assert status == "ambiguous"
 
 
 def test_whole_words_come_before_parts_of_words() -> None:
-    example, outcome = align(labelled(Label("he"), passage="The end. So he left."))
+    example, status = align(labelled(Label("he"), passage="The end. So he left."))
     assert example is not None
-    assert (example.answers, outcome) == ((GoldAnswer("he", 12),), "placed")
+    assert (example.answers, status) == ((GoldAnswer("he", 12),), "placed")
 
 
-def test_no_label_is_unanswerable_and_blank_ones_are_none() -> None:
+def test_a_question_without_labels_or_with_blank_ones_is_unanswerable() -> None:
     for labels in ((), (Label(""),), (Label("  ", 3),)):
-        example, outcome = align(labelled(*labels))
+        example, status = align(labelled(*labels))
         assert example is not None
-        assert (example.answers, outcome) == ((), "unanswerable")
+        assert (example.answers, status) == ((), "unanswerable")
 
 
-def test_what_is_not_there_is_dropped_unless_another_label_is() -> None:
+def test_a_missing_label_is_dropped_unless_another_label_is_found() -> None:
     assert align(labelled(Label("Bertha"))) == (None, "dropped")
-    example, outcome = align(labelled(Label("Bertha"), Label("1911", 39)))
+    example, status = align(labelled(Label("Bertha"), Label("1911", 39)))
     assert example is not None
-    assert (example.answers, outcome) == ((GoldAnswer("1911", 39),), "exact")
+    assert (example.answers, status) == ((GoldAnswer("1911", 39),), "exact")
 
 
 def test_the_report_counts_every_question_once() -> None:
@@ -75,14 +75,14 @@ def test_the_report_counts_every_question_once() -> None:
 
 
 def test_strict_stops_at_the_first_bad_label() -> None:
-    with pytest.raises(DatasetError, match=r"'c': its answer 'Bertha' does not stand in the passage"):
+    with pytest.raises(DatasetError, match=r"'c': the answer 'Bertha' is not in the passage"):
         align_all([labelled(Label("Bertha"), id="c")], strict=True)
-    with pytest.raises(DatasetError, match=r"'d': its answer 'Anna Kestrel' stands in several places"):
+    with pytest.raises(DatasetError, match=r"'d': the answer 'Anna Kestrel' occurs several times in the passage"):
         align_all([labelled(Label("Anna Kestrel"), id="d")], strict=True)
 
 
-def test_ids_are_told_apart() -> None:
-    with pytest.raises(DatasetError, match=r"The id 'a' is there twice"):
+def test_two_questions_cannot_share_an_id() -> None:
+    with pytest.raises(DatasetError, match=r"Two questions have the id 'a'"):
         align_all([labelled(id="a"), labelled(id="a")])
 
 
@@ -91,15 +91,15 @@ def test_a_label_cut_from_its_passage_is_found_there(passage: str, data: st.Data
     start = data.draw(st.integers(0, len(passage) - 1))
     text = passage[start : data.draw(st.integers(start + 1, len(passage)))]
     given_start = data.draw(st.one_of(st.none(), st.just(start), st.integers(0, 80)))
-    example, outcome = align(Labelled("1", "Who?", passage, (Label(text, given_start),)))
+    example, status = align(Labelled("1", "Who?", passage, (Label(text, given_start),)))
     assert example is not None
-    assert (outcome == "unanswerable") == (not text.strip()) == (example.answers == ())
+    assert (status == "unanswerable") == (not text.strip()) == (example.answers == ())
     for answer in example.answers:
         assert answer.text == passage[answer.start : answer.start + len(answer.text)]
-        assert answer.text.split() == text.split() or outcome == "repaired"
+        assert answer.text.split() == text.split() or status == "repaired"
 
 
-def test_an_article_is_on_one_side_only() -> None:
+def test_the_questions_on_an_article_stay_on_one_side() -> None:
     examples = [Example(str(i), "Who?", f"passage {i % 20}", (), f"title {i % 10}") for i in range(200)]
     kept, held = hold_out(examples, share=0.2)
     assert len(kept) + len(held) == 200
@@ -116,10 +116,10 @@ def test_a_squad_file_has_labels_with_starts() -> None:
     assert list(as_labelled([example])) == [Labelled("1", "Who?", PASSAGE, (Label("1911", 39),), "Pier")]
 
 
-def test_answers_are_as_long_as_nearly_all_of_them() -> None:
+def test_the_answer_length_covers_nearly_all_answers() -> None:
     tokenizer = open_checkpoint("spanqa-mini").tokenizer
     texts = ["one two three"] * 98 + ["one two three four", "a very long answer of nine words, and marks."]
     examples = [Example(str(i), "Who?", text, (GoldAnswer(text, 0),)) for i, text in enumerate(texts)]
-    assert answer_tokens(examples, tokenizer) == 4
-    assert answer_tokens(examples, tokenizer, share=1) == 11
-    assert answer_tokens([Example("1", "Who?", "No one.")], tokenizer) == 0
+    assert answer_length_tokens(examples, tokenizer) == 4
+    assert answer_length_tokens(examples, tokenizer, share=1) == 11
+    assert answer_length_tokens([Example("1", "Who?", "No one.")], tokenizer) == 0

@@ -88,10 +88,10 @@ def test_parquet_and_datasets_folders(tmp_path: Path) -> None:
     data.save_to_disk(tmp_path / "folder")
     assert list(read_labelled(tmp_path / "folder")) == expected
     datasets.DatasetDict({"train": data}).save_to_disk(tmp_path / "splits")
-    with pytest.raises(DatasetError, match=r"holds the splits train; name the folder of one"):
+    with pytest.raises(DatasetError, match=r"holds the splits train. Give the folder of one split"):
         list(read_labelled(tmp_path / "splits"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"is no folder saved by Hugging Face datasets"):
+    with pytest.raises(DatasetError, match=r"is not a folder saved by Hugging Face datasets"):
         list(read_labelled(tmp_path / "empty"))
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not quite")
     with pytest.raises(DatasetError, match=r"cannot be read as Parquet"):
@@ -125,30 +125,30 @@ def test_parquet_and_datasets_folders(tmp_path: Path) -> None:
             '{"question": "q", "context": "x", "answer": "x", "start": 1.5}',
             r"start is 1.5; expected a whole",
         ),
-        ("a.jsonl", '{"question": "q", "context": "x", "answers": ["x"], "start": [1, 2]}', r"1 answers and 2 starts"),
+        ("a.jsonl", '{"question": "q", "context": "x", "answers": ["x"], "start": [1, 2]}', r"1 texts and 2 starts"),
         (
             "a.jsonl",
             '{"question": "q", "context": "x", "answers": {"text": ["x"], "answer_start": []}}',
             "1 texts and 0 starts",
         ),
         ("a.jsonl", '{"question": "q", "context": "x", "answers": {"words": "x"}}', 'lacks "text"'),
-        ("a.csv", "question,context,answer\nWho?,a,b,c\n", r"a row with more cells than there are columns"),
-        ("a.csv", 'question,context,answer\nWho?,"a,b\n', r"is no CSV that can be read"),
-        ("a.txt", "hello", r"is of no kind that is read here"),
+        ("a.csv", "question,context,answer\nWho?,a,b,c\n", r"a row with more cells than columns"),
+        ("a.csv", 'question,context,answer\nWho?,"a,b\n', r"is not valid CSV"),
+        ("a.txt", "hello", r"has a format that spanqa does not read"),
     ],
 )
-def test_bad_files_are_told(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_bad_files_are_reported(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         rows(tmp_path, text, name)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.txt"])
-def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match=r"There is no file"):
         list(read_labelled(tmp_path / name))
 
 
-def test_mixed_rows_are_told_by_number(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_by_number(tmp_path: Path) -> None:
     lines = ['{"question": "q", "context": "x", "answer": "x"}', '{"question": "q", "passage": "x", "answer": "x"}']
     with pytest.raises(DatasetError, match=r"row 2: 'context' is None; expected a text"):
         rows(tmp_path, "\n".join(lines), "a.jsonl")

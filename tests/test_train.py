@@ -1,4 +1,4 @@
-"""Fine-tuning, whole: what is learned, what is written, and what survives an interruption."""
+"""Fine-tuning from end to end: what is learned, what is written, and what survives an interruption."""
 
 import json
 import math
@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,18 @@ from safetensors.numpy import load_file, save_file
 import tiny as tiny_checkpoints
 from spanqa.answers import AnswerSettings
 from spanqa.checkpoint import open_checkpoint
+from spanqa.cli.train import _print_result as print_result
 from spanqa.errors import BackendError, CheckpointError, InputError, InterruptedTrainingError, TrainingError
 from spanqa.evaluate import score
 from spanqa.evaluate.record import questions_sha256
 from spanqa.evaluate.run import Score
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
-from spanqa.train import finetune
+from spanqa.train import best, run
 from spanqa.train.curve import Point, advice, gain_of_twice, learning_curve, plot
-from spanqa.train.finetune import train
 from spanqa.train.labels import hold_out
+from spanqa.train.recipe import Questions, fine_tune, read_questions
+from spanqa.train.run import Trained, train
 from spanqa.train.settings import TrainSettings, preset
 
 NAMES = ["Anna Kestrel", "Tomas Brandt", "the keeper", "a young ferry", "old mail", "the chair", "Dr. M. Osei"]
@@ -42,7 +46,7 @@ PLACES = ["lighthouse", "tower", "lamp", "harbour", "village", "cable", "shelf",
 
 
 def questions(count: int, seed: int = 0) -> list[Example]:
-    """Who built it? One of two sentences says so; the other tells of another thing."""
+    """Who built it? One of two sentences says so; the other one is about another thing."""
     draw = random.Random(seed)
     made = []
     for i in range(count):
@@ -61,6 +65,15 @@ SETTINGS = TrainSettings(
 BRIEF = replace(SETTINGS, max_steps=24, save_steps=8)
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small products are faster on one thread, and far faster where other work keeps the processor busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoints.make("bert", tmp_path_factory.mktemp("base") / "bert")
@@ -76,11 +89,12 @@ def same(a: Path, b: Path) -> bool:
 
 
 def test_a_model_learns_and_is_delivered_whole(base: Path, tmp_path: Path) -> None:
-    out, seen = tmp_path / "out", []
-    card = "# a card\n"
+    out = tmp_path / "out"
+    seen: list[tuple[int, int, str]] = []
     done = train(
-        TRAIN, DEV, base, out, SETTINGS, score=score, notes={"base": "tiny"}, card=lambda _: card,
-        progress=lambda step, steps, found: seen.append((step, steps, dict(found))),
+        TRAIN, DEV, base, out, SETTINGS, notes={"base": "tiny"},
+        finish=lambda folder, done: (folder / "README.md").write_text(f"F1 {done.f1}"),
+        progress=lambda done, total, note="": seen.append((done, total, note)),
     )  # fmt: skip
     assert done.f1_before is not None
     assert done.f1 > done.f1_before + 30  # measured: from 26 to 100
@@ -89,7 +103,7 @@ def test_a_model_learns_and_is_delivered_whole(base: Path, tmp_path: Path) -> No
         Reader.load(out, backend="numpy").ask(DEV[0].question, DEV[0].passage, threshold=-math.inf).text
         in DEV[0].passage
     )
-    assert (out / "README.md").read_text() == card
+    assert (out / "README.md").read_text() == f"F1 {done.f1}"
     assert not out.with_name("out.training").exists()
     stored = json.loads((out / "spanqa.json").read_text())
     assert stored["training"]["base"] == "tiny"
@@ -99,48 +113,53 @@ def test_a_model_learns_and_is_delivered_whole(base: Path, tmp_path: Path) -> No
     assert losses[-1] < losses[0] / 2
     assert [entry["step"] for entry in log if "f1" in entry] == [0, 60, 120]
     assert seen[-1][0] == seen[-1][1] == done.steps == 120
+    assert re.fullmatch(r"loss [\d.e-]+, F1 [\d.]+", seen[-1][2])
     assert done.windows_per_s > 0
 
 
+@pytest.mark.usefixtures("last_is_best")
 def test_the_same_seed_gives_the_same_model_and_another_does_not(base: Path, tmp_path: Path) -> None:
     settings = replace(BRIEF, max_steps=6, evaluations=1)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        train(TRAIN, DEV, base, tmp_path / name, replace(settings, seed=seed), score=best_last)
+        train(TRAIN, DEV, base, tmp_path / name, replace(settings, seed=seed))
     assert same(tmp_path / "a", tmp_path / "b")
     assert not same(tmp_path / "a", tmp_path / "c")
 
 
-steps_scored = 0
+def rising(first: int) -> Any:
+    """A scorer whose values rise with every call, so that the last model is the best."""
+    values = count(first)
+    return lambda reader, examples: Score(float(next(values)), None)
 
 
-def best_last(reader: Reader, examples: Any) -> Score:
-    """A score that rises with every call, so that the last model is the best."""
-    global steps_scored
-    steps_scored += 1
-    return Score(float(steps_scored), None)
+@pytest.fixture
+def last_is_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the score by one that rises with every call: for tests that do not ask how good a model is."""
+    monkeypatch.setattr(best, "score", rising(100))
 
 
 def stop_at(step: int, number: int) -> Any:
-    def progress(at: int, steps: int, found: dict[str, float]) -> None:
-        if at == step and not found:
+    def progress(done: int, total: int, note: str = "") -> None:
+        if done == step and not note:
             os.kill(os.getpid(), number)
 
     return progress
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(base: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.usefixtures("last_is_best")
+def test_a_run_that_is_stopped_and_resumed_gives_the_same_weights(base: Path, tmp_path: Path, number: int) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = replace(BRIEF, dropout=0.2)  # so that the state of the random numbers matters
-    train(TRAIN, DEV, base, whole, settings, score=best_last)
+    train(TRAIN, DEV, base, whole, settings)
     before = signal.getsignal(number)
-    with pytest.raises(InterruptedTrainingError, match=r"Stopped after step 13; the work is kept"):
-        train(TRAIN, DEV, base, stopped, settings, score=best_last, progress=stop_at(13, number))
+    with pytest.raises(InterruptedTrainingError, match=r"Stopped after step 13. The work so far is in"):
+        train(TRAIN, DEV, base, stopped, settings, progress=stop_at(13, number))
     assert signal.getsignal(number) is before
     assert not stopped.exists()
     with pytest.raises(InputError, match=r"holds the work of an earlier run"):
-        train(TRAIN, DEV, base, stopped, settings, score=best_last)
-    train(TRAIN, DEV, base, stopped, settings, score=best_last, resume=True)
+        train(TRAIN, DEV, base, stopped, settings)
+    train(TRAIN, DEV, base, stopped, settings, resume=True)
     assert same(whole, stopped)
 
 
@@ -157,33 +176,37 @@ def die(self, folder):
     global times
     times += 1
     if times == 2:
+        print("TensorFlow is loaded:", "tensorflow" in sys.modules, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     usual(self, folder)
 Trainer._save_rng_state = die
-t.train(t.TRAIN, t.DEV, {base!r}, {out!r}, t.BRIEF, score=t.best_last)
+t.best.score = t.rising(1)
+t.train(t.TRAIN, t.DEV, {base!r}, {out!r}, t.BRIEF)
 """
 
 
+@pytest.mark.usefixtures("last_is_best")
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(base: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     program = KILLED.format(tests=str(Path(__file__).parent), base=str(base), out=str(out))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout == "TensorFlow is loaded: False\n"  # the log for TensorBoard needs none of it
     work = tmp_path / "out.training"
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-8"]
     assert (work / "writing" / "checkpoint-16" / "model.safetensors").exists()  # it was in the middle of it
-    train(TRAIN, DEV, base, out, BRIEF, score=best_last, resume=True)
-    train(TRAIN, DEV, base, whole, BRIEF, score=best_last)
+    train(TRAIN, DEV, base, out, BRIEF, resume=True)
+    train(TRAIN, DEV, base, whole, BRIEF)
     assert same(out, whole)
     assert not work.exists()
 
 
+@pytest.mark.usefixtures("last_is_best")
 def test_accumulation_gives_the_steps_of_the_larger_batch(base: Path, tmp_path: Path) -> None:
     settings = replace(BRIEF, max_steps=10, evaluations=1)
-    large = train(TRAIN, DEV, base, tmp_path / "large", settings, score=best_last)
-    small = train(
-        TRAIN, DEV, base, tmp_path / "small", replace(settings, batch_size=4, accumulation=4), score=best_last
-    )
+    large = train(TRAIN, DEV, base, tmp_path / "large", settings)
+    small = train(TRAIN, DEV, base, tmp_path / "small", replace(settings, batch_size=4, accumulation=4))
     losses = [[entry["loss"] for entry in each.history if "loss" in entry] for each in (large, small)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
@@ -216,52 +239,54 @@ def test_two_processes_give_the_loss_curve_of_one(base: Path, tmp_path: Path) ->
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
 
 
+@pytest.mark.usefixtures("last_is_best")
 def test_a_loss_that_is_not_a_number_stops_the_run(base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"The loss is nan after step [1-9]"):
-        train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, learning_rate=1e30), score=best_last)
+        train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, learning_rate=1e30))
     assert not (tmp_path / "out").exists()
 
 
-def test_patience_stops_early_and_the_best_is_kept(base: Path, tmp_path: Path) -> None:
+def test_patience_stops_early_and_the_best_is_kept(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter([50.0, 60.0, 55.0, 54.0, 99.0, 99.0, 99.0])
     settings = replace(BRIEF, evaluations=6, patience=2)
-    done = train(TRAIN, DEV, base, tmp_path / "out", settings, score=lambda reader, dev: Score(next(falling), 1.5))
+    monkeypatch.setattr(best, "score", lambda reader, dev: Score(next(falling), 1.5))
+    done = train(TRAIN, DEV, base, tmp_path / "out", settings)
     assert (done.f1_before, done.f1, done.best_step, done.steps) == (50.0, 60.0, 4, 12)
     assert Reader.load(tmp_path / "out").answers.no_answer_threshold == 1.5
 
 
-def test_the_base_is_delivered_when_nothing_was_better(base: Path, tmp_path: Path) -> None:
+def test_the_base_is_delivered_when_nothing_was_better(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     falling = iter([50.0, 40.0, 30.0])
-    done = train(TRAIN, DEV, base, tmp_path / "out", BRIEF, score=lambda reader, dev: Score(next(falling), None))
+    monkeypatch.setattr(best, "score", lambda reader, dev: Score(next(falling), None))
+    done = train(TRAIN, DEV, base, tmp_path / "out", BRIEF)
     assert (done.f1, done.best_step) == (50.0, 0)
     assert same(base, tmp_path / "out")
 
 
-def test_a_trunk_without_a_head_gets_a_new_one_by_seed(base: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    trunk = tmp_path / "trunk"
-    trunk.mkdir()
+def test_a_base_model_without_a_head_gets_a_new_one_by_seed(base: Path, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
     for name in ("config.json", "tokenizer.json"):
-        (trunk / name).write_bytes((base / name).read_bytes())
+        (encoder / name).write_bytes((base / name).read_bytes())
     kept = {name: array for name, array in weights(base).items() if not name.startswith("qa_outputs")}
-    save_file(kept, trunk / "model.safetensors", {"format": "pt"})
+    save_file(kept, encoder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"has no question-answering head"):
-        Reader.load(trunk, backend="numpy")
-    done = train(
-        TRAIN, DEV, trunk, tmp_path / "out", replace(SETTINGS, epochs=4), score=score, answers=AnswerSettings(8)
-    )
+        Reader.load(encoder, backend="numpy")
+    done = train(TRAIN, DEV, encoder, tmp_path / "out", replace(SETTINGS, epochs=4), answers=AnswerSettings(8))
     assert done.f1_before is None  # it would have answered at random
     assert Reader.load(tmp_path / "out").answers.max_answer_tokens == 8
     broken = {name: array for name, array in kept.items() if "layer.1.output.dense.weight" not in name}
-    save_file(broken, trunk / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 parameters beside the head, such as bert.encoder"):
-        train(TRAIN, DEV, trunk, tmp_path / "other", BRIEF, score=best_last)
+    save_file(broken, encoder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 parameters, or has them in another shape: bert.encoder"):
+        train(TRAIN, DEV, encoder, tmp_path / "other", BRIEF)
 
 
+@pytest.mark.usefixtures("last_is_best")
 def test_half_weights_are_half_as_large(base: Path, tmp_path: Path) -> None:
     settings = replace(BRIEF, max_steps=2, evaluations=1)
-    train(TRAIN, DEV, base, tmp_path / "half", replace(settings, half_weights=True), score=best_last)
+    train(TRAIN, DEV, base, tmp_path / "half", replace(settings, half_weights=True))
     assert {str(array.dtype) for array in weights(tmp_path / "half").values()} == {"float16"}
     assert (
         Reader.load(tmp_path / "half", backend="torch", dtype="fp32").ask(DEV[0].question, DEV[0].passage) is not None
@@ -269,35 +294,39 @@ def test_half_weights_are_half_as_large(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "flat"])
+@pytest.mark.usefixtures("last_is_best")
 def test_training_goes_the_same_way_in_every_layout(base: Path, tmp_path: Path, layout: Any) -> None:
     settings = replace(BRIEF, max_steps=20, evaluations=1)
-    flat = train(TRAIN, DEV, base, tmp_path / "flat", settings, score=best_last)
-    other = train(TRAIN, DEV, base, tmp_path / "other", replace(settings, layout=layout), score=best_last)
+    flat = train(TRAIN, DEV, base, tmp_path / "flat", settings)
+    other = train(TRAIN, DEV, base, tmp_path / "other", replace(settings, layout=layout))
     losses = [[entry["loss"] for entry in each.history if "loss" in entry] for each in (flat, other)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-def test_what_cannot_work_is_told_before_it_begins(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"is there already"):
-        train(TRAIN, DEV, base, tmp_path, BRIEF, score=best_last)
+@pytest.mark.usefixtures("last_is_best")
+def test_what_cannot_work_is_reported_before_training_starts(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"already exists. Choose a new path"):
+        train(TRAIN, DEV, base, tmp_path, BRIEF)
     with pytest.raises(InputError, match=r"There is nothing to resume"):
-        train(TRAIN, DEV, base, tmp_path / "out", BRIEF, score=best_last, resume=True)
-    with pytest.raises(InputError, match=r"There are 0 questions to train on and 24 to measure with"):
-        train([], DEV, base, tmp_path / "out", BRIEF, score=best_last)
-    with pytest.raises(InputError, match=r"No window to train on is left"):
-        train([Example("1", "who " * 99, "It was.", ())], DEV, base, tmp_path / "out", BRIEF, score=best_last)
+        train(TRAIN, DEV, base, tmp_path / "out", BRIEF, resume=True)
+    with pytest.raises(InputError, match=r"There are 0 questions to train on and 24 to measure on"):
+        train([], DEV, base, tmp_path / "out", BRIEF)
+    with pytest.raises(InputError, match=r"No window is left to train on"):
+        train([Example("1", "who " * 99, "It was.", ())], DEV, base, tmp_path / "out", BRIEF)
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match=r"cannot be written"):
-        train(TRAIN, DEV, base, tmp_path / "file" / "out", BRIEF, score=best_last)
-    with pytest.raises(BackendError, match=r"fp16 trains on GPUs only"):
-        train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, dtype="fp16"), score=best_last)
-    with pytest.raises(InputError, match=r"batch_size is 0; expected a number above 0"):
+        train(TRAIN, DEV, base, tmp_path / "file" / "out", BRIEF)
+    with pytest.raises(BackendError, match=r"fp16 training needs a GPU"):
+        train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, dtype="fp16"))
+    with pytest.raises(InputError, match=r"batch_size is 0; expected a whole number, at least 1"):
         replace(BRIEF, batch_size=0)
     with pytest.raises(InputError, match=r"dtype is 'int8'; expected one of auto, fp32, bf16, fp16"):
         replace(BRIEF, dtype="int8")
-    monkeypatch.setattr(finetune.shutil, "disk_usage", lambda path: _Disk(1_000_000))
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: _Disk(1_000_000))
     with pytest.raises(BackendError, match=r"0.0 GB free; training needs 0.1 GB"):
-        train(TRAIN, DEV, base, tmp_path / "out", BRIEF, score=best_last)
+        train(TRAIN, DEV, base, tmp_path / "out", BRIEF)
 
 
 class _Disk:
@@ -314,7 +343,7 @@ def test_presets_follow_the_number_of_questions_and_the_width() -> None:
 # --- the learning curve
 
 
-def test_a_learning_curve_grows_is_drawn_and_goes_on(base: Path, tmp_path: Path) -> None:
+def test_a_learning_curve_rises_is_drawn_and_continues(base: Path, tmp_path: Path) -> None:
     asked: list[int] = []
 
     def settings_for(questions: int, seed: int) -> TrainSettings:
@@ -322,19 +351,21 @@ def test_a_learning_curve_grows_is_drawn_and_goes_on(base: Path, tmp_path: Path)
         return replace(SETTINGS, epochs=8, seed=seed)
 
     sizes, seeds = (0, 20, 160), (0, 1)
-    points = learning_curve(sizes, seeds, TRAIN, DEV, base, tmp_path / "curve", settings_for, score=score)
+    points = learning_curve(sizes, seeds, TRAIN, DEV, base, tmp_path / "curve", settings_for)
     assert [point.questions for point in points] == [0, 20, 160]
     assert points[0].deviation == 0
     assert points[2].mean > points[0].mean + 20
     assert asked == [20, 20, 160, 160]
-    again = learning_curve(sizes, seeds, TRAIN, DEV, base, tmp_path / "curve", settings_for, score=score)
+    again = learning_curve(sizes, seeds, TRAIN, DEV, base, tmp_path / "curve", settings_for)
     assert again == points
     assert len(asked) == 4  # nothing was trained again
+    with pytest.raises(InputError, match=r"holds the curve of .*Choose a new path"):
+        learning_curve(sizes, seeds, TRAIN, DEV[:9], base, tmp_path / "curve", settings_for)
     pytest.importorskip("matplotlib")
     plot(points, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match=r"The curve asks for 161 questions; there are 160"):
-        learning_curve((161,), seeds, TRAIN, DEV, base, tmp_path / "other", settings_for, score=score)
+    with pytest.raises(InputError, match=r"The curve asks for 161 questions, but there are 160"):
+        learning_curve((161,), seeds, TRAIN, DEV, base, tmp_path / "other", settings_for)
 
 
 def test_the_advice_follows_the_last_step_of_the_curve() -> None:
@@ -347,6 +378,90 @@ def test_the_advice_follows_the_last_step_of_the_curve() -> None:
         gain_of_twice(rising[:2])
 
 
+# --- the recipe
+
+QUICK: dict[str, Any] = {"max_steps": 6, "evaluations": 1, "learning_rate": 3e-3, "dtype": "fp32", "device": "cpu"}
+
+
+def test_of_several_seeds_the_best_is_kept(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, examples in (("train.csv", TRAIN), ("dev.csv", DEV)):
+        (tmp_path / name).write_text(rows_of(examples), "utf-8")
+    lines: list[str] = []
+    asked = read_questions(tmp_path / "train.csv", tmp_path / "dev.csv", notify=lines.append)
+    assert lines == [f"{tmp_path / 'train.csv'}: labels: 160 placed", f"{tmp_path / 'dev.csv'}: labels: 24 placed"]
+    values = iter([10.0, 20.0, 10.0, 60.0, 10.0, 40.0])  # before and after, for each of three seeds
+    monkeypatch.setattr(best, "score", lambda reader, dev: Score(next(values), None))
+    out = tmp_path / "out"
+
+    def stop_in_the_second(done: int, total: int, note: str = "") -> None:
+        if "F1 60" in note:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(asked, out, model=base, seeds=3, seed=5, progress=stop_in_the_second, **QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out.seed-5", "out.seed-6.training"]
+    values = iter([10.0, 60.0, 10.0, 40.0])
+    done = fine_tune(asked, out, model=base, seeds=3, seed=5, resume=True, **QUICK)
+    assert done is not None
+    assert done.f1_by_seed == {5: 20.0, 6: 60.0, 7: 40.0}
+    assert (done.training["dev_f1"], done.training["settings"]["seed"]) == (60.0, 6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.csv", "out", "train.csv"]
+    with Reader.load(out) as reader:
+        assert reader.calibration == done.tuned.calibration
+    assert done.tuned.calibration.data_sha256 == asked.dev_sha256
+    print_result(done, asked, as_json=False)
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "F1 by seed: 20.00, 60.00, 40.00"
+    assert second == f"{out}: F1 10.00 before, 60.00 after, on 24 questions"
+    with pytest.raises(InputError, match=r"out' already exists. Choose a new path"):
+        fine_tune(asked, out, model=base, seeds=2, **QUICK)
+
+
+def test_questions_in_memory_are_identified_by_their_ids(base: Path, tmp_path: Path) -> None:
+    done = fine_tune(Questions(TRAIN[:32], DEV[:8]), tmp_path / "out", model=base, max_answer_tokens=9, **QUICK)
+    assert done is not None
+    with Reader.load(tmp_path / "out") as reader:
+        assert reader.answers.max_answer_tokens == 9
+        assert reader.calibration.data_sha256 == questions_sha256(DEV[:8])
+    assert "- not from files" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InputError, match=r"There is no training setting 'epoch'. Expected one of epochs, "):
+        fine_tune(Questions(TRAIN, DEV), tmp_path / "other", model=base, epoch=3)
+    with pytest.raises(InputError, match=r"seeds is 0; expected a whole number, at least 1"):
+        fine_tune(Questions(TRAIN, DEV), tmp_path / "other", model=base, seeds=0)
+
+
+@pytest.mark.usefixtures("last_is_best")
+def test_a_run_without_a_checkpoint_leaves_nothing_to_the_next(base: Path, tmp_path: Path) -> None:
+    work = tmp_path / "out.training"
+    work.mkdir()
+    (work / "best.json").write_text('{"step": 1, "f1": 999.0, "no_answer_threshold": null}')
+    done = train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, max_steps=2, evaluations=1))
+    assert (done.best_step, done.f1) == (2, 101.0)
+
+
+@pytest.mark.usefixtures("last_is_best")
+def test_a_run_that_was_stopped_after_its_last_step_is_delivered(base: Path, tmp_path: Path) -> None:
+    settings, out = replace(BRIEF, max_steps=4, evaluations=1), tmp_path / "out"
+
+    def fail(folder: Path, done: Trained) -> None:
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        train(TRAIN, DEV, base, out, settings, finish=fail)
+    assert not out.exists()
+    done = train(TRAIN, DEV, base, out, settings, resume=True)
+    assert (done.steps, done.best_step, done.windows_per_s) == (4, 4, 0.0)
+    assert (done.f1_before, done.f1) == (100.0, 101.0)
+    assert Reader.load(out).checkpoint.settings["training"]["steps"] == 4
+
+
+def test_the_recipe_loads_no_framework_before_it_trains() -> None:
+    program = "import sys, spanqa.train.recipe; print({'torch', 'transformers', 'openvino'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "set()\n"
+
+
 # --- the command
 
 
@@ -357,13 +472,13 @@ def spanqa(*arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def rows_of(examples: list[Example]) -> str:
-    """A CSV of another country: a byte order mark, semicolons, and no places."""
+    """A CSV as some countries write it: a byte order mark, semicolons, and no starts of answers."""
     lines = ["\ufeffquestion;context;answer"]
     lines += [f'"{e.question}";"{e.passage}";{e.answers[0].text}' for e in examples]
     return "\n".join(lines)
 
 
-def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
+def test_the_command_trains_tunes_and_reports(base: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "labels.csv", tmp_path / "out"
     lost = '"Who?";"Nobody was here.";Bertha'
     story = ("the sea was grey and old " * 6).strip()
@@ -372,8 +487,8 @@ def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
     done = spanqa("train", data, "--model", base, "--out", out, "--max-steps", 4, "--evaluations", 1, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "placed" in done.stderr and "1 dropped; dropped: row-161" in done.stderr
-    assert "held out to measure with: " in done.stderr
-    longest = re.search(r"answers may be (\d+) tokens long, so that 99 % of these fit", done.stderr)
+    assert "held out to measure on: " in done.stderr
+    longest = re.search(r"answers may be up to (\d+) tokens long, so that 99 % of them fit", done.stderr)
     assert longest is not None
     assert (
         Reader.load(out).answers.max_answer_tokens
@@ -381,7 +496,7 @@ def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
         == len(open_checkpoint(base).tokenizer.encode(story))
     )
     assert "Writing model shards" not in done.stderr  # no bar but our own
-    assert "step 4 of 4: f1" in done.stderr
+    assert "step 4 of 4: F1" in done.stderr
     assert f"{out}: F1" in done.stdout
     settings = json.loads((out / "spanqa.json").read_text())
     assert settings["calibration"]["data_sha256"]
@@ -391,23 +506,7 @@ def test_the_command_trains_tunes_and_tells(base: Path, tmp_path: Path) -> None:
     assert Reader.load(out).calibrated
     again = spanqa("train", data, "--model", base, "--out", out)
     assert (again.returncode, again.stdout) == (1, "")
-    assert "is there already" in again.stderr and "Traceback" not in again.stderr
-
-
-def test_of_several_seeds_the_best_is_kept(base: Path, tmp_path: Path) -> None:
-    for name, examples in (("train.csv", TRAIN), ("dev.csv", DEV)):
-        (tmp_path / name).write_text(rows_of(examples), "utf-8")
-    out = tmp_path / "out"
-    done = spanqa(
-        "train", tmp_path / "train.csv", "--dev", tmp_path / "dev.csv", "--model", base, "--out", out, "--seeds", 2,
-        "--max-steps", 6, "--evaluations", 1, "--learning-rate", "0.003", "--device", "cpu",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, second = map(float, done.stdout.splitlines()[0].removeprefix("F1 by seed: ").split(", "))
-    settings = json.loads((out / "spanqa.json").read_text())["training"]
-    assert settings["dev_f1"] == pytest.approx(max(first, second), abs=0.01)
-    assert settings["settings"]["seed"] == (1 if second > first else 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.csv", "out", "train.csv"]
+    assert "already exists. Choose a new path" in again.stderr and "Traceback" not in again.stderr
 
 
 def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: Path, tmp_path: Path) -> None:
@@ -455,11 +554,11 @@ def test_the_command_draws_a_learning_curve(base: Path, tmp_path: Path) -> None:
     [
         ("", "holds no rows"),
         ("question,context\na,b\n", "lacks the column for answer"),
-        ("id,question,context,answer\n1,a,b c,b\n1,a,b c,b\n", "The id '1' is there twice"),
+        ("id,question,context,answer\n1,a,b c,b\n1,a,b c,b\n", "Two questions have the id '1'"),
         ("question,context,answer\nWho?,It was she.,he was\n", "There are 0 questions to train on"),
     ],
 )
-def test_bad_data_is_told_in_one_line_and_nothing_is_written(
+def test_bad_data_is_reported_in_one_line_and_nothing_is_written(
     base: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     (tmp_path / "bad.csv").write_text(text)

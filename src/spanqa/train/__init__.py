@@ -1,12 +1,14 @@
 """Fine-tuning: labelled questions to a better model.
 
+recipe.py     the whole recipe: files of labelled questions -> a tuned model, or a learning curve
 tables.py     files -> labelled questions
-labels.py     labelled questions -> examples whose answers stand in their passages, and a report
-features.py   examples -> windows with targets -> batches -> loss
+labels.py     labelled questions -> examples whose answers are in their passages, and a report
 settings.py   how to train
-loop.py       transformers' Trainer with these, and checkpoints that survive a kill
-measure.py    what would be delivered, scored
-finetune.py   all of it: `train`
+targets.py    examples -> training windows
+objective.py  training windows -> batches and their loss
+loop.py       transformers' Trainer with an objective, and checkpoints that survive a kill
+best.py       the best model so far
+run.py        one training run
 curve.py      F1 by number of labels
 card.py       the model card
 """

@@ -1,19 +1,21 @@
-"""The model card of a fine-tuned model: what it was made from, how, and how good it is, each figure with its command."""
+"""The model card of a fine-tuned model: what it was made from, how, and how good it is."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spanqa import __version__
-from spanqa.train.finetune import Trained
 from spanqa.train.settings import TrainSettings
 from spanqa.windows import WindowSettings
 
+if TYPE_CHECKING:
+    from spanqa.train.run import Trained
+
 
 def model_card(
-    name: str, done: Trained, *, notes: dict[str, Any], settings: TrainSettings, windows: WindowSettings
+    name: str, done: "Trained", *, notes: dict[str, Any], settings: TrainSettings, windows: WindowSettings
 ) -> str:
     """Return README.md, in the form of the Hugging Face hub."""
     before = "" if done.f1_before is None else f" ({done.f1_before:.2f} before)"
-    threshold = "the base's" if done.no_answer_threshold is None else f"{done.no_answer_threshold:.4g}"
+    threshold = "that of the base model" if done.no_answer_threshold is None else f"{done.no_answer_threshold:.4g}"
     files = "\n".join(f"- {file['file']}, sha256 {file['sha256']}" for file in notes["data"])
     return f"""---
 library_name: spanqa
@@ -33,22 +35,22 @@ reader = Reader.load("{name}")
 
 | | |
 |---|---|
-| questions trained on | {notes["train_questions"]:,} |
-| questions measured on | {notes["dev_questions"]:,} |
-| F1 on these | {done.f1:.2f}{before} |
+| training questions | {notes["train_questions"]:,} |
+| dev questions | {notes["dev_questions"]:,} |
+| F1 on the dev questions | {done.f1:.2f}{before} |
 | no-answer threshold | {threshold} |
-| windows | {windows.max_seq_length} tokens |
-| steps | {done.steps:,}, the best of them {done.best_step:,} |
-| learning rate, windows a step, dtype, seed | {settings.learning_rate:g}, {settings.batch_size * settings.accumulation}, {settings.dtype}, {settings.seed} |
+| window length | {windows.max_seq_length} tokens |
+| steps | {done.steps:,}; the best model is from step {done.best_step:,} |
+| learning rate, windows per step, dtype, seed | {settings.learning_rate:g}, {settings.batch_size * settings.accumulation}, {settings.dtype}, {settings.seed} |
 
-F1 is that at the best threshold on the questions measured on, by which the best step was chosen too; on others expect
-somewhat less.
+F1 is measured at the threshold that is best for the dev questions. The best step was chosen on the same questions, so expect a
+somewhat lower F1 on others.
 
 Data:
 
-{files or "- (a folder)"}
+{files or "- not from files"}
 
-Made by:
+Command:
 
     {notes["command"]}
 """

@@ -1,96 +1,95 @@
-"""The loop: transformers' Trainer with our batches, our loss, our checkpoints, and someone who watches over it.
+"""The training loop: transformers' Trainer with an objective, checkpoints that survive a kill, and measurements on the way.
 
-A checkpoint is written beside the others, gets its name when it is whole, and only then is the one before removed: a process
-killed at any moment leaves a whole one. It decides nothing about what a model is worth; it is told by `measure`.
+A new checkpoint is written beside the old one and renamed when it is complete. Only then is the old one removed, so a
+process killed at any moment leaves a complete checkpoint. The loop does not know what is trained: an `Objective` gives it
+batches and losses, and a `Measure` says how good the model is.
 """
 
-import inspect
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from spanqa.backends import torch_attention
-from spanqa.batches import BatchLayout
 from spanqa.errors import TrainingError
-from spanqa.train.features import TrainingWindow, collate, span_loss
-from spanqa.train.settings import TrainSettings
+from spanqa.progress import Progress, silent
+from spanqa.train.objective import Objective
 
-Measure = Callable[[int], float]
-"""Given the step, writes and scores what would be delivered, and returns its F1."""
 
-Progress = Callable[[int, int, dict[str, float]], None]
-"""Called with the steps done, the steps in all, and what was measured: nothing, "loss" with the rest of a log, or "f1"."""
+class Measure(Protocol):
+    """How good the model is now; higher is better. `name` is what the value is called, such as "F1"."""
+
+    @property
+    def name(self) -> str:
+        """The name of the value; in lower case it is the key in the log."""
+
+    def __call__(self, step: int, /) -> float:
+        """Return the value of the model as it is after `step` steps."""
 
 
 class TrainingLoop(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with our batches, loss, measuring and checkpoints."""
+    """transformers' Trainer with our objective, measurements and checkpoints.
+
+    `measure` is called at `evaluations` equal parts of the steps, and before the first step if `measure_first`; training
+    stops after `patience` values that are no better. Without it nothing is measured.
+    """
 
     def __init__(
         self,
         network: Any,
         arguments: TrainingArguments,
-        features: list[TrainingWindow],
-        layout: BatchLayout,
+        items: Sequence[Any],
+        objective: Objective,
         *,
-        measure: Measure,
-        settings: TrainSettings,
-        family: bool,
-        position_offset: int,
-        measures_first: bool,
-        progress: Progress | None,
-        cols: int | None = None,
+        measure: Measure | None = None,
+        evaluations: int = 1,
+        patience: int | None = None,
+        measure_first: bool = False,
+        progress: Progress = silent,
     ) -> None:
-        if layout == "flat":
-            network.set_attn_implementation(torch_attention.NAME)
-        self._inputs = set(inspect.signature(network.forward).parameters)
-        collator = partial(collate, layout=layout, position_offset=position_offset, cols=cols)
-        super().__init__(model=network, args=arguments, train_dataset=features, data_collator=collator)
+        super().__init__(model=network, args=arguments, train_dataset=items, data_collator=objective.collate)
+        self.objective = objective
         self.interrupted = False
         self.first_step = 0
         self.busy_seconds = 0.0
-        self.measures_first = measures_first
-        self._family = family
         self._writing = False
         for callback in (transformers.trainer_callback.PrinterCallback, transformers.trainer_callback.ProgressCallback):
             self.remove_callback(callback)
-        self.add_callback(_Watch(self, measure, settings, progress))
+        self.add_callback(_Watch(self, measure, evaluations, patience, measure_first, progress))
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The loss of one batch; the Trainer divides it by the number of batches that make a step."""
-        given: dict[str, Any] = {
-            name: inputs[name] for name in ("input_ids", "attention_mask", "window_lengths") if name in inputs
-        }
-        if self._family:
-            given["position_ids"] = inputs["position_ids"]
-        if "token_type_ids" in self._inputs:
-            given["token_type_ids"] = inputs["token_type_ids"]
-        output = model(**given)
-        loss = span_loss(output.start_logits, output.end_logits, inputs)
+        """Return the loss of one batch; the Trainer divides it by the number of batches in a step.
+
+        Raises:
+            TrainingError: the loss is NaN or infinite.
+        """
+        loss = self.objective.loss(model(**inputs["inputs"]), inputs)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"The loss is {loss.item()} after step {self.state.global_step}: the training diverged. Nothing was delivered; "
-                "lower --learning-rate, or choose --dtype fp32."
+                f"The loss is {loss.item()} after step {self.state.global_step}: the training diverged, and no model was written. "
+                "Lower the learning rate, or train in fp32."
             )
         return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: the Trainer would count operations from a flat batch, and nothing here reads the count."""
+        return 0
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / "writing") if self._writing else str(self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint beside the others, name it when it is whole, and only then remove the one before."""
+        """Write a checkpoint, rename it when it is complete, and only then remove the one before."""
         work, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(work / "writing", ignore_errors=True)
@@ -111,21 +110,25 @@ class TrainingLoop(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Measures at the times that were asked for, stops when it is time to, and tells how far the work has come."""
+    """Measures when it is time to, stops the training when it should end, and reports progress."""
 
     def __init__(
         self,
         loop: TrainingLoop,
-        measure: Measure,
-        settings: TrainSettings,
-        progress: Progress | None,
+        measure: Measure | None,
+        evaluations: int,
+        patience: int | None,
+        measure_first: bool,
+        progress: Progress,
     ) -> None:
-        self._loop, self._measure, self._settings, self._progress = loop, measure, settings, progress
+        self._loop, self._measure, self._progress = loop, measure, progress
+        self._evaluations, self._patience, self._measure_first = evaluations, patience, measure_first
         self._begin = 0.0
+        self._latest: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._loop.first_step = state.global_step
-        if state.global_step == 0 and self._loop.measures_first:
+        if state.global_step == 0 and self._measure_first:
             self._evaluate(state, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -133,9 +136,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._loop.busy_seconds += time.perf_counter() - self._begin
-        if self._progress:
-            self._progress(state.global_step, state.max_steps, {})
-        parts, steps = self._settings.evaluations, state.max_steps
+        self._progress(state.global_step, state.max_steps)
+        parts, steps = self._evaluations, state.max_steps
         if state.global_step in {max(1, round(steps * part / parts)) for part in range(1, parts + 1)}:
             self._evaluate(state, control)
         if _any(self._loop.interrupted, args):
@@ -143,39 +145,46 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self._progress and logs and "loss" in logs:
-            self._progress(state.global_step, state.max_steps, logs)
+        if logs and "loss" in logs:
+            self._report(state, loss=f"loss {logs['loss']:.4g}")
 
     def _evaluate(self, state: Any, control: Any) -> None:
-        f1 = self._measure(state.global_step) if self._loop.args.should_save else 0.0
+        if self._measure is None:
+            return
+        value = self._measure(state.global_step) if self._loop.args.should_save else 0.0
         if self._loop.args.world_size > 1:
-            told = torch.tensor(f1, dtype=torch.float64, device=self._loop.args.device)
-            torch.distributed.broadcast(told, 0)
-            f1 = told.item()
-        found = {"f1": f1}
-        due = control.should_log
-        self._loop.log(dict(found))
+            shared = torch.tensor(value, dtype=torch.float64, device=self._loop.args.device)
+            torch.distributed.broadcast(shared, 0)
+            value = shared.item()
+        name = self._measure.name
+        key, due = name.lower(), control.should_log
+        self._loop.log({key: value})
         control.should_log = due  # the Trainer takes any log for the one that was due
-        if self._progress:
-            self._progress(state.global_step, state.max_steps, found)
-        scores = [entry["f1"] for entry in state.log_history if "f1" in entry]
-        behind = len(scores) - 1 - scores.index(max(scores))
-        if self._settings.patience is not None and behind >= self._settings.patience:
+        self._report(state, value=f"{name} {value:.4g}")
+        values = [entry[key] for entry in state.log_history if key in entry]
+        since_best = len(values) - 1 - values.index(max(values))
+        if self._patience is not None and since_best >= self._patience:
             control.should_training_stop = control.should_save = True
+
+    def _report(self, state: Any, **latest: str) -> None:
+        """Report progress with a note of the latest loss and value, such as "loss 1.23, F1 70.1"."""
+        self._latest |= latest
+        note = ", ".join(self._latest[name] for name in ("loss", "value") if name in self._latest)
+        self._progress(state.global_step, state.max_steps, note)
 
 
 def _any(flag: bool, arguments: Any) -> bool:
-    """Whether the flag is set in one of the processes: all must stop at the same step."""
+    """Return whether the flag is set in one of the processes: all must stop at the same step."""
     if arguments.world_size == 1:
         return flag
-    told = torch.tensor(int(flag), device=arguments.device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+    shared = torch.tensor(int(flag), device=arguments.device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return bool(shared.item())
 
 
 @contextmanager
 def stops_at_signals(loop: TrainingLoop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint after the step; a second one ends the process as usual."""
+    """Let the first Ctrl-C or SIGTERM stop the loop after its step; a second one ends the process as usual."""
     names = (signal.SIGINT, signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -191,3 +200,15 @@ def stops_at_signals(loop: TrainingLoop) -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, which it draws when it writes weights."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""How to train: the settings, and the presets for few labels and for many. It loads no framework."""
+"""How to train: the settings, and presets for few labels and for many. No framework is loaded here."""
 
 from dataclasses import dataclass
 
@@ -6,22 +6,22 @@ from spanqa.batches import BatchLayout
 from spanqa.errors import InputError
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "qa_dropout")
-"""What the architectures call their dropouts in config.json."""
+"""The names of dropout in the config.json of each architecture."""
 
 FEW = 1000
-"""Up to so many questions, training is set for few labels."""
+"""Up to this many questions, `preset` chooses the settings for few labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. `preset` gives the settings for few labels and for many.
+    """How to train. `preset` chooses these by the number of questions.
 
-    `batch_size`: windows of an optimizer step in one process, times `accumulation`, whatever the layout.
-    `learning_rate`: the highest; it rises over a tenth of the steps and falls to 0 linearly. `dropout`: that of the whole
-    model; None keeps the base's. `evaluations`: how often the dev questions are answered. `patience`: stop after so many
-    evaluations without a better F1. `layout`: flat has no padding; padded is for models that need it.
-    `empty_windows`: windows without its answer that are kept of each question. `save_steps`: steps between checkpoints.
-    `half_weights`: write fp16. `device`: auto is every GPU that the launcher gives, or else the CPU.
+    `batch_size`: windows in one optimizer step of one process, before `accumulation`; the same in every layout.
+    `learning_rate`: the peak; it rises over a tenth of the steps, then falls to 0 linearly. `dropout`: for the whole model;
+    None keeps the base model's. `evaluations`: how often the dev questions are answered. `patience`: stop after this many
+    evaluations without a better F1. `layout`: flat has no padding; padded is for models that need it; None chooses.
+    `empty_windows`: windows without an answer that are kept for each question. `save_steps`: steps between checkpoints.
+    `half_weights`: write fp16 weights. `device`: auto uses every GPU that the launcher gives, or else the CPU.
     """
 
     epochs: float = 2.0
@@ -46,18 +46,20 @@ class TrainSettings:
         for name, values in (("dtype", ("auto", "fp32", "bf16", "fp16")), ("device", ("auto", "cpu"))):
             if getattr(self, name) not in values:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
-        least = {"epochs": 0, "learning_rate": 0, "batch_size": 1, "accumulation": 1, "evaluations": 1, "save_steps": 1}
-        for name, low in least.items():
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")
+        for name in ("batch_size", "accumulation", "max_steps", "evaluations", "patience", "save_steps"):
             value = getattr(self, name)
-            if not value >= low or value == 0:
-                raise InputError(f"{name} is {value!r}; expected a number above 0.")
+            if value is not None and not value >= 1:
+                raise InputError(f"{name} is {value!r}; expected a whole number, at least 1.")
 
 
 def preset(questions: int, hidden_size: int) -> TrainSettings:
-    """Return the settings for a number of questions and a width of model.
+    """Return the settings for a number of questions and a hidden size.
 
-    Narrow models want higher rates: 3e-5 at 1,024 hidden units, and in inverse proportion elsewhere. Up to `FEW` questions:
-    more epochs, an evaluation after each second one, and the best of them is kept.
+    The learning rate is 3e-5 for a hidden size of 1,024, and inversely proportional to it. Up to `FEW` questions there are
+    more epochs, and an evaluation after every second one.
     """
     rate = 3e-5 * 1024 / hidden_size
     if questions <= FEW:

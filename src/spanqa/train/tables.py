@@ -1,9 +1,9 @@
 """Labelled questions from the files people have them in: SQuAD JSON, JSONL, CSV, Parquet, Hugging Face datasets folders.
 
-Columns are found by the names in use: question; context or passage; answer, answers or text; start or answer_start; id;
-title. An answer may be a text, a list of texts, an object with text and start, a list of such, or SQuAD's
-{"text": [...], "answer_start": [...]}; in CSV, a list or an object is written as JSON. An empty answer means that the
-passage does not hold one. It does not hold answers against passages: that is `spanqa.train.labels`.
+Columns are found by their usual names: question; context or passage; answer, answers or text; start or answer_start; id;
+title. An answer is a text, a list of texts, an object with text and start, a list of such objects, or SQuAD's
+{"text": [...], "answer_start": [...]}. In CSV, lists and objects are written as JSON. An empty answer means that the
+passage holds no answer. `spanqa.train.labels` checks answers against passages; this module does not.
 """
 
 import csv
@@ -33,12 +33,12 @@ _NAMES = {
 
 
 def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
-    """Yield the questions of a file or folder, by its kind.
+    """Yield the questions of a file or folder.
 
-    .json (SQuAD), .jsonl, .csv, .tsv (all may be gzip'd), .parquet, or a folder saved by Hugging Face datasets.
+    It can be .json (SQuAD), .jsonl, .csv or .tsv, with gzip or without, .parquet, or a folder saved by Hugging Face datasets.
 
     Raises:
-        DatasetError: it is missing, empty, of another kind, or a row lacks a question or a passage; the row is named.
+        DatasetError: it is missing, empty or of another kind, or a row lacks a question or a passage; the message names the row.
         NotInstalledError: Parquet files and datasets folders need the `train` extra.
     """
     path = Path(path)
@@ -57,8 +57,8 @@ def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
         raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.")
     else:
         raise DatasetError(
-            f"{str(path)!r} is of no kind that is read here. Expected .json (SQuAD), .jsonl, .csv, .tsv, .parquet, or a folder "
-            "saved by Hugging Face datasets."
+            f"{str(path)!r} has a format that spanqa does not read. Expected .json (SQuAD), .jsonl, .csv, .tsv, .parquet, or a "
+            "folder saved by Hugging Face datasets."
         )
 
 
@@ -87,12 +87,12 @@ def _csv(path: Path) -> Iterator[dict[str, Any]]:
         for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
             if None in row:
                 raise DatasetError(
-                    f"{str(path)!r} has a row with more cells than there are columns: {row[None]!r:.80}. Is a text with the separator "
-                    f"{delimiter!r} in it quoted?"
+                    f"{str(path)!r} has a row with more cells than columns: {row[None]!r:.80}. Put quotes around texts that contain "
+                    f"the separator {delimiter!r}."
                 )
             yield row
     except csv.Error as error:
-        raise DatasetError(f"{str(path)!r} is no CSV that can be read: {error}.") from None
+        raise DatasetError(f"{str(path)!r} is not valid CSV: {error}.") from None
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -114,10 +114,10 @@ def _dataset_folder(path: Path) -> Iterator[dict[str, Any]]:
     try:
         found = datasets.load_from_disk(str(path))
     except (FileNotFoundError, ValueError) as error:
-        raise DatasetError(f"{str(path)!r} is no folder saved by Hugging Face datasets: {error}") from None
+        raise DatasetError(f"{str(path)!r} is not a folder saved by Hugging Face datasets: {error}") from None
     if isinstance(found, datasets.DatasetDict):
         raise DatasetError(
-            f"{str(path)!r} holds the splits {', '.join(found)}; name the folder of one, such as {str(path / next(iter(found)))!r}."
+            f"{str(path)!r} holds the splits {', '.join(found)}. Give the folder of one split, such as {str(path / next(iter(found)))!r}."
         )
     yield from found
 
@@ -136,15 +136,15 @@ def _rows(rows: Iterable[Mapping[str, Any]], path: Path) -> Iterator[Labelled]:
         name = f"row-{number}" if given in (None, "") else str(given)
         yield Labelled(name, question, passage, labels, str(title))
     if not number:
-        raise DatasetError(f"{str(path)!r} holds no rows. Expected a question, a context and an answer in each.")
+        raise DatasetError(f"{str(path)!r} holds no rows. Expected rows with a question, a context and an answer.")
 
 
 def _columns(row: Mapping[str, Any], path: Path) -> dict[str, str]:
-    """Our names -> the file's, for the columns that are there."""
-    there = {str(column).strip().lower(): column for column in row}
+    """Map our names to the file's, for the columns that the file has."""
+    present = {str(column).strip().lower(): column for column in row}
     columns = {}
     for ours, names in _NAMES.items():
-        found = [there[name] for name in names if name in there]
+        found = [present[name] for name in names if name in present]
         if found:
             columns[ours] = found[0]
     missing = [name for name in ("question", "passage", "answer") if name not in columns]
@@ -152,7 +152,7 @@ def _columns(row: Mapping[str, Any], path: Path) -> dict[str, str]:
         wanted = "; ".join(f"{name}: {', '.join(_NAMES[name])}" for name in missing)
         raise DatasetError(
             f"{str(path)!r} lacks the column{'s' * (len(missing) > 1)} for {' and '.join(missing)}. It has {', '.join(map(str, row)) or 'none'}; "
-            f"expected one of these ({wanted})."
+            f"expected one of each of these ({wanted})."
         )
     return columns
 
@@ -165,9 +165,9 @@ def _cell(row: Mapping[str, Any], column: str, where: str) -> str:
 
 
 def _labels(value: Any, start: Any, where: str) -> tuple[Label, ...]:
-    """The labels of a row, whatever form its answer has."""
+    """Return the labels of a row, whatever form its answer has."""
     if isinstance(value, str) and value[:1] in "[{" and value[-1:] in "]}":
-        with suppress(ValueError):  # else a text in brackets
+        with suppress(ValueError):  # otherwise it is a text in brackets
             value = json.loads(value)
     if isinstance(value, Mapping):
         texts = value.get("text")
@@ -176,20 +176,25 @@ def _labels(value: Any, start: Any, where: str) -> tuple[Label, ...]:
             return (Label(texts, _start(starts, where)),)
         if not isinstance(texts, list):
             raise DatasetError(f'{where}: the answer {value!r:.80} lacks "text".')
-        places = starts if isinstance(starts, list) else [None] * len(texts)
-        if len(places) != len(texts):
-            raise DatasetError(f"{where}: the answer has {len(texts)} texts and {len(places)} starts.")
-        return tuple(_label(text, place, where) for text, place in zip(texts, places, strict=True))
+        return _pairs(texts, starts, where)
     if isinstance(value, list):
-        starts = start if isinstance(start, list) else [None] * len(value)
         if all(isinstance(each, Mapping) for each in value):
             return tuple(label for each in value for label in _labels(each, None, where))
-        if len(starts) != len(value):
-            raise DatasetError(f"{where}: there are {len(value)} answers and {len(starts)} starts.")
-        return tuple(_label(text, place, where) for text, place in zip(value, starts, strict=True))
+        return _pairs(value, start, where)
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return ()
     return (_label(value, start, where),)
+
+
+def _pairs(texts: list[Any], starts: Any, where: str) -> tuple[Label, ...]:
+    """Return a label for each text; `starts` is a list of starts, or anything else where none are given."""
+    if not isinstance(starts, list):
+        starts = [None] * len(texts)
+    if len(starts) != len(texts):
+        raise DatasetError(
+            f"{where}: the answer has {len(texts)} texts and {len(starts)} starts; expected one start per text."
+        )
+    return tuple(_label(text, start, where) for text, start in zip(texts, starts, strict=True))
 
 
 def _label(text: Any, start: Any, where: str) -> Label:

@@ -1,0 +1,295 @@
+"""The whole recipe of fine-tuning: files of labelled questions in, a model that is ready to use out.
+
+    questions = read_questions("labels.csv")
+    fine_tune(questions, "my-model").training["dev_f1"]
+
+`read_questions` checks every label and holds questions out to measure on. `fine_tune` chooses the settings, trains with one
+seed or several, keeps the best model, fits its no-answer threshold and calibration, and writes its model card.
+`train_learning_curve` trains on growing numbers of questions instead. `spanqa train` is a thin layer over these three.
+
+torch is loaded when training starts. What it needs: pip install 'spanqa[train]'.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spanqa.answers import AnswerSettings
+from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, open_checkpoint, read_settings
+from spanqa.errors import InputError
+from spanqa.evaluate.record import describe_file, describe_run, questions_sha256
+from spanqa.evaluate.tune import Tuned, fit, gather, store
+from spanqa.extras import require
+from spanqa.files import write_text
+from spanqa.progress import Progress, silent
+from spanqa.reader import Reader, stored_settings
+from spanqa.squad import Example
+from spanqa.train.card import model_card
+from spanqa.train.curve import Point, learning_curve
+from spanqa.train.labels import LabelReport, align_all, answer_length_tokens, hold_out
+from spanqa.train.settings import TrainSettings, preset
+from spanqa.train.tables import read_labelled
+from spanqa.windows import WindowSettings
+
+if TYPE_CHECKING:
+    from spanqa.train.run import Trained
+
+File = str | os.PathLike[str]
+Notify = Callable[[str], None]
+"""Called with each line that the user should see before training starts."""
+
+
+def ignore(line: str) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions to train on and those to measure on, and what is recorded about them.
+
+    `files` are names and hashes of the files that they come from; `reports` say what happened to the labels of each file.
+    `dev_sha256` identifies the questions to measure on; None derives it from their ids.
+    """
+
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    files: Sequence[Mapping[str, str]] = ()
+    reports: Mapping[str, LabelReport] = field(default_factory=dict)
+    dev_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuned:
+    """A model that was fine-tuned.
+
+    `out` is its folder. `training` is what its spanqa.json records, with the F1 of the best seed as "dev_f1". `tuned` is the
+    threshold and calibration that were fitted. `f1_by_seed` holds the F1 of every seed.
+    """
+
+    out: Path
+    training: Mapping[str, Any]
+    tuned: Tuned
+    f1_by_seed: Mapping[int, float]
+
+
+def read_questions(
+    data: File | Iterable[File],
+    dev: File | None = None,
+    *,
+    strict: bool = False,
+    max_questions: int | None = None,
+    seed: int = 0,
+    notify: Notify = ignore,
+) -> Questions:
+    """Read the questions to train on and to measure on, and check their labels.
+
+    The files are those that `spanqa.train.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
+    on. `strict` raises at the first label that is ambiguous or not in its passage. `max_questions` draws that many to train
+    on, by `seed`. `notify` gets the report on each file.
+
+    Raises:
+        DatasetError: a file cannot be read or has the wrong content, or `strict` found a bad label.
+        InputError: nothing can be held out, because all questions are on one passage.
+    """
+    paths = [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(path) for path in data]
+    reports: dict[str, LabelReport] = {}
+
+    def read(path: Path) -> list[Example]:
+        examples, report = align_all(read_labelled(path), strict=strict)
+        reports[str(path)] = report
+        notify(f"{path}: {report}")
+        return examples
+
+    train = [example for path in paths for example in read(path)]
+    dev_path = None if dev is None else Path(dev)
+    if dev_path is not None:
+        measured = read(dev_path)
+        paths.append(dev_path)
+    else:
+        train, measured = hold_out(train)
+        notify(f"held out to measure on: {len(measured):,} questions")
+    if max_questions is not None and max_questions < len(train):
+        train = random.Random(seed).sample(train, max_questions)
+    files = [describe_file(path) for path in paths if path.is_file()]
+    digest = describe_file(dev_path)["sha256"] if dev_path is not None and dev_path.is_file() else None
+    return Questions(train, measured, files, reports, digest)
+
+
+def fine_tune(
+    questions: Questions,
+    out: File,
+    *,
+    model: File = BUNDLED[0],
+    revision: str | None = None,
+    max_seq_length: int | None = None,
+    overlap: int | None = None,
+    max_answer_tokens: int | None = None,
+    seeds: int = 1,
+    resume: bool = False,
+    notify: Notify = ignore,
+    progress: Progress = silent,
+    **changes: Any,
+) -> FineTuned | None:
+    """Fine-tune `model` and write the best checkpoint to the folder `out`, ready to use.
+
+    The settings are those of `preset`; `changes` replaces fields of `TrainSettings`, as in `epochs=3, seed=1`. Windows and
+    answers keep the settings of the base model, except that `max_answer_tokens` grows until 99 % of the answers fit.
+    `seeds` trains that many models, from `seed` on, and keeps the best by F1. `resume` continues a run that was stopped.
+    `progress` counts the steps of each seed.
+
+    Returns the result, or None in every process of a distributed run except the first.
+
+    Raises:
+        InputError: `out` already exists, there is nothing to resume, `seeds` is below 1, or a change is not a field of
+            `TrainSettings`.
+        CheckpointError: the base model cannot be trained for question answering.
+        TrainingError: the loss is not a number.
+        InterruptedTrainingError: a signal stopped the training; a checkpoint was written.
+        BackendError: the disk has too little space, or the folder cannot be written.
+        NotInstalledError: the packages for training are not installed.
+    """
+    require("train")
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds!r}; expected a whole number, at least 1.")
+    plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
+    from spanqa.train.run import check_is_new, is_first_process, train
+
+    out = Path(out)
+    check_is_new(out)
+    notes = _notes(questions, model, plan.base)
+    first_seed = plan.settings(len(questions.train)).seed
+    folders = {seed: _seed_folder(out, seed, seeds) for seed in range(first_seed, first_seed + seeds)}
+    tuned: list[Tuned] = []
+    for seed, folder in folders.items():
+        settings = plan.settings(len(questions.train), seed)
+
+        def finish(best: Path, done: "Trained", settings: TrainSettings = settings) -> None:
+            write_text(best / CARD, model_card(out.name, done, notes=notes, settings=settings, windows=plan.windows))
+            if seeds == 1:  # of several seeds, only the best one is tuned
+                tuned.append(_tune(best, questions))
+
+        if seeds > 1 and resume and folder.is_dir():  # this seed is done
+            continue
+        continues = resume and (seeds == 1 or folder.with_name(f"{folder.name}.training").is_dir())
+        train(
+            questions.train, questions.dev, model, folder, settings, windows=plan.windows, answers=plan.answers,
+            revision=revision, resume=continues, notes=notes, finish=finish, progress=progress,
+        )  # fmt: skip
+    if not is_first_process():
+        return None
+    f1 = {seed: float(read_settings(folder)["training"]["dev_f1"]) for seed, folder in folders.items()}
+    if seeds > 1:
+        best = folders[max(f1, key=lambda seed: f1[seed])]
+        tuned.append(_tune(best, questions))
+        best.rename(out)
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    return FineTuned(out, read_settings(out)["training"], tuned[0], f1)
+
+
+def train_learning_curve(
+    questions: Questions,
+    out: File,
+    sizes: Iterable[int],
+    *,
+    model: File = BUNDLED[0],
+    revision: str | None = None,
+    max_seq_length: int | None = None,
+    overlap: int | None = None,
+    max_answer_tokens: int | None = None,
+    seeds: int = 3,
+    notify: Notify = ignore,
+    progress: Progress = silent,
+    **changes: Any,
+) -> list[Point]:
+    """Train on growing numbers of questions, with several seeds each, and return F1 by number of questions.
+
+    The settings are chosen as in `fine_tune`, for each size. `progress` counts models. See `spanqa.train.curve`.
+
+    Raises:
+        InputError: a size is negative or larger than the number of questions, or a change is not a field of `TrainSettings`.
+        NotInstalledError: the packages for training are not installed.
+    """
+    require("train")
+    plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
+    return learning_curve(
+        sorted(set(sizes)), range(seeds), questions.train, questions.dev, model, out, plan.settings,
+        windows=plan.windows, answers=plan.answers, revision=revision, progress=progress,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The base model, the settings of windows and answers, and the changes to the preset."""
+
+    base: Checkpoint
+    windows: WindowSettings
+    answers: AnswerSettings
+    changes: Mapping[str, Any]
+
+    def settings(self, questions: int, seed: int | None = None) -> TrainSettings:
+        """Return the settings for a number of questions; `seed` replaces the one in the changes."""
+        config = self.base.config
+        hidden_size = int(config.get("hidden_size") or config.get("dim") or 768)
+        changes = dict(self.changes) if seed is None else {**self.changes, "seed": seed}
+        return replace(preset(questions, hidden_size), **changes)
+
+
+def _plan(
+    questions: Questions,
+    model: File,
+    revision: str | None,
+    max_seq_length: int | None,
+    overlap: int | None,
+    max_answer_tokens: int | None,
+    changes: Mapping[str, Any],
+    notify: Notify,
+) -> _Plan:
+    known = [each.name for each in fields(TrainSettings)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise InputError(f"There is no training setting {unknown[0]!r}. Expected one of {', '.join(known)}.")
+    base = open_checkpoint(model, revision)
+    stored = stored_settings(base)
+    windows, answers = stored.windows, stored.answers
+    if max_seq_length is not None:
+        windows = replace(windows, max_seq_length=max_seq_length)
+    if overlap is not None:
+        windows = replace(windows, overlap=overlap)
+    longest = answer_length_tokens(questions.train, base.tokenizer)
+    if max_answer_tokens is None and longest > answers.max_answer_tokens:
+        max_answer_tokens = longest
+        notify(f"answers may be up to {longest} tokens long, so that 99 % of them fit (max_answer_tokens)")
+    if max_answer_tokens is not None:
+        answers = replace(answers, max_answer_tokens=max_answer_tokens)
+    return _Plan(base, windows, answers, changes)
+
+
+def _notes(questions: Questions, model: File, base: Checkpoint) -> dict[str, Any]:
+    """Return what spanqa.json and the model card record about the run."""
+    return {
+        "base": Path(model).name if Path(model).exists() else str(model),
+        "base_sha256": base.weights.sha256,
+        "data": [dict(file) for file in questions.files],
+        "train_questions": len(questions.train),
+        "dev_questions": len(questions.dev),
+        "labels": [report.counts for report in questions.reports.values()],
+        "command": describe_run()["command"],
+    }
+
+
+def _seed_folder(out: Path, seed: int, seeds: int) -> Path:
+    return out if seeds == 1 else out.with_name(f"{out.name}.seed-{seed}")
+
+
+def _tune(folder: Path, questions: Questions) -> Tuned:
+    """Fit the threshold and the calibration on the dev questions, and store them in the folder."""
+    with Reader.load(folder) as reader:
+        digest = questions.dev_sha256 or questions_sha256(questions.dev)
+        tuned = fit(gather(reader, questions.dev), reader.answers.no_answer_threshold, digest)
+        store(reader.checkpoint, tuned)
+    return tuned
