@@ -14,7 +14,7 @@ import pytest
 import spanqa
 from conftest import need_backend
 from spanqa.calibration import Calibration
-from spanqa.errors import InputError
+from spanqa.errors import InputError, SpanQAWarning
 from spanqa.pipelines import QuestionAnsweringPipeline, pipeline
 from spanqa.reader import Reader
 
@@ -148,7 +148,7 @@ def recorded_calls(*, failed: bool) -> list[Any]:
     return [pytest.param(each, id=each["id"]) for each in RECORD["calls"] if ("error" in each) == failed]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:topk is the old name:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:topk is the old name:spanqa.errors.SpanQAWarning")
 
 
 def test_the_golden_file_was_made_with_the_bundled_weights(reader: Reader) -> None:
@@ -228,7 +228,7 @@ def test_devices_are_accepted_as_in_4_57(given: str) -> None:
 
 
 def test_topk_is_accepted_with_a_warning(reader: Reader) -> None:
-    with pytest.warns(FutureWarning, match="old name of top_k"):
+    with pytest.warns(SpanQAWarning, match="old name of top_k"):
         assert len(pipeline(model=reader)(question="Who?", context=HARBOUR, topk=3)) == 3
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import os
 import pickle
@@ -546,6 +547,17 @@ def test_other_settings_keep_what_they_are_not_asked_to_change(mini: Reader) -> 
     )
     assert short.engine is mini.engine
     assert mini.calibration.a != 1.0
+
+
+def test_the_log_says_what_is_loaded_and_never_what_was_asked(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "spanqa"):
+        Reader.load(backend="numpy").ask("Who built the pier?", PIER)
+        list(Reader.load(backend="numpy").ask_many([("", PIER), ("Who?", PIER)], errors="return"))
+    told = caplog.text
+    assert "backend numpy on auto in auto" in told
+    assert "of weights" in told and "a batch for 1 requests" in told
+    assert "pier" not in told.lower() and "Anna" not in told
+    assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("spanqa").handlers)
 
 
 # --- what cannot be asked

@@ -12,6 +12,7 @@ has no answer.
 Importing spanqa loads no framework: each name is imported when it is first used.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from spanqa.reader import Reader
     from spanqa.squad import Example, read_squad
     from spanqa.tokens import Passage
+
+logging.getLogger("spanqa").addHandler(logging.NullHandler())
 
 _HOMES = {
     "Answer": "spanqa.answers",

@@ -7,6 +7,7 @@ make a checkpoint, and the format of `spanqa.json`.
 It builds no models: backends do, from `encoder_weights`.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from spanqa.families import FAMILIES, Family, encoder_config
 from spanqa.files import read_object, write_json
 from spanqa.tokens import TOKENIZER_FILES, Tokenizer, read_tokenizer
 from spanqa.weights import WEIGHT_FILES, WeightFiles, weight_files
+
+_LOG = logging.getLogger(__name__)
 
 BUNDLED = ("spanqa-mini",)
 
@@ -186,6 +189,7 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
             f'{_show(path / CONFIG)} lacks "model_type", which names the architecture (such as "bert").'
         )
     files = WeightFiles(weight_files(path))
+    _LOG.info("opened %s: %s, %d bytes of weights", path, config["model_type"], files.bytes)
     settings = read_settings(path)
     return Checkpoint(path, config, settings, read_tokenizer(path, config), files)
 

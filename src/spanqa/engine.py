@@ -11,6 +11,7 @@ runs in the caller's own thread when nothing else runs.
 It cuts no text (`spanqa.windows`) and reads no logits (`spanqa.spans`).
 """
 
+import logging
 import os
 import time
 import weakref
@@ -38,6 +39,8 @@ from spanqa.batches import (
 )
 from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError
 from spanqa.windows import Window
+
+_LOG = logging.getLogger(__name__)
 
 QUEUE_BATCHES = 64
 """So many batches of tokens may wait; beyond that `submit` waits, or refuses."""
@@ -97,7 +100,7 @@ class Engine:
             )
         self.backend = backend
         self.layout: BatchLayout = layout or backend.layouts[0]
-        self._rebuild = rebuild
+        self.rebuild = rebuild
         self._start()
 
     def _start(self) -> None:
@@ -131,12 +134,12 @@ class Engine:
 
     def _after_fork(self) -> None:
         self._finalizer.detach()
-        if self._rebuild is None:
+        if self.rebuild is None:
             raise BackendError(
                 f"This process was forked after the model was loaded, and backend {self.backend.name!r} does not work here. Load the "
                 "model in this process, or start processes with multiprocessing's 'spawn'."
             )
-        self.backend = self._rebuild()
+        self.backend = self.rebuild()
         self._start()
 
     def close(self) -> None:
@@ -324,6 +327,7 @@ class _Work:
 
     def _run(self, taken: list[tuple[_Request, _Piece]]) -> None:
         """Run one batch and hand out its logits; whatever it raises goes to the requests."""
+        _LOG.debug("a batch for %d requests", len(taken))
         try:
             rows = [[request.windows[position] for position in row] for request, piece in taken for row in piece.rows]
             if self.layout == "flat":

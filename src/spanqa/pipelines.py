@@ -24,7 +24,7 @@ from spanqa.answers import AnswerSettings, margins
 from spanqa.batches import WindowLogits
 from spanqa.calibration import Probabilities, log_sum_exp
 from spanqa.checkpoint import BUNDLED, Checkpoint, find
-from spanqa.errors import BackendError, CheckpointError, InputError
+from spanqa.errors import BackendError, CheckpointError, InputError, SpanQAWarning
 from spanqa.extras import require
 from spanqa.reader import Reader, Reading
 from spanqa.spans import overlapping, span_band
@@ -246,7 +246,7 @@ def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the call parameters that have a value; None means not given, as in 4.57."""
     given = {name: value for name, value in given.items() if value is not None and name not in _CALL_ONLY}
     if "topk" in given:
-        warnings.warn("topk is the old name of top_k", FutureWarning, stacklevel=3)
+        warnings.warn("topk is the old name of top_k. Use top_k.", SpanQAWarning, stacklevel=3)
         given = {"top_k": given["topk"]} | {name: value for name, value in given.items() if name != "topk"}
     known = [field.name for field in fields(CallSettings)]
     unknown = [name for name in given if name not in known]
@@ -339,9 +339,8 @@ def _reader(model: Any, tokenizer: Any, *, device: Any, dtype: Any, backend: str
         reader = Reader.load(model or BUNDLED[0], backend=backend, device=device, dtype=dtype, revision=revision)
         if tokenizer is None or str(tokenizer) == str(model):
             return reader
-        return Reader(
-            replace(reader.checkpoint, tokenizer=_tokenizer(tokenizer, reader.checkpoint.config)), reader.backend
-        )
+        checkpoint = replace(reader.checkpoint, tokenizer=_tokenizer(tokenizer, reader.checkpoint.config))
+        return Reader(checkpoint, reader.backend, reader.reason, rebuild=reader.engine.rebuild)
     return _reader_of_module(model, tokenizer, device=device, dtype=dtype, backend=backend)
 
 

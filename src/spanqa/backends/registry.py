@@ -3,6 +3,7 @@
 The caller names a backend, or `auto` chooses one by a rule and reports the reason. Nothing falls back silently.
 """
 
+import logging
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +16,8 @@ from spanqa.checkpoint import Checkpoint
 from spanqa.errors import BackendError
 from spanqa.extras import installed, require
 from spanqa.families import FAMILIES
+
+_LOG = logging.getLogger(__name__)
 
 DTYPES = ("auto", "fp32", "bf16", "fp16", "int8")
 
@@ -131,6 +134,7 @@ def load_backend(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BackendError(f"threads is {threads!r}. Expected a whole number, at least 1, or None for all cores.")
     require(name)
+    _LOG.info("backend %s on %s in %s: %s", name, device, dtype, reason)
     load = import_module(f"spanqa.backends.{name}").load
     replicas: list[Backend] = [
         load(checkpoint, device=each.strip(), dtype=dtype, threads=threads) for each in device.split(",")
