@@ -82,8 +82,8 @@ def spanqa_reader(options):
 
 def spanqa_forward(options):
     """The forward pass of spanqa alone, over batches made beforehand; the answers are the seconds that it took."""
+    from spanqa.backends.base import BATCH_TOKENS
     from spanqa.batches import pack, plan_batches
-    from spanqa.reader import BATCH_TOKENS
     from spanqa.windows import make_windows
 
     reader = _load(options)

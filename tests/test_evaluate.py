@@ -16,8 +16,9 @@ from spanqa.errors import DatasetError, InputError, QuestionTooLongError
 from spanqa.evaluate import OfficialSettings, evaluate, score_file, score_squad
 from spanqa.evaluate.record import describe_file, describe_reader
 from spanqa.evaluate.run import write_record
-from spanqa.reader import Reader, Reading
+from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
+from spanqa.stream import Reading
 from spanqa.windows import WindowSettings
 
 PIER = (
@@ -244,8 +245,8 @@ def test_progress_counts_questions_and_nothing_is_printed(reader, capfd):
 
 
 def test_readings_do_not_pile_up(reader, monkeypatch):
-    monkeypatch.setattr("spanqa.reader.FIRST_CHUNK", 100 / Peaks.batch_tokens)  # a question or two at a time
-    monkeypatch.setattr("spanqa.reader.LARGEST_CHUNK", 100 / Peaks.batch_tokens)
+    monkeypatch.setattr("spanqa.stream.FIRST_CHUNK", 100 / Peaks.batch_tokens)  # a question or two at a time
+    monkeypatch.setattr("spanqa.stream.LARGEST_CHUNK", 100 / Peaks.batch_tokens)
     alive = []
     evaluate(
         reader(),

@@ -159,7 +159,7 @@ class Meeting:
 
 
 def test_replicas_work_at_the_same_time_and_answer_in_order(mini: Reader, monkeypatch: Any) -> None:
-    monkeypatch.setattr("spanqa.reader.FIRST_CHUNK", 64)  # all at once, so that there are several batches
+    monkeypatch.setattr("spanqa.stream.FIRST_CHUNK", 64)  # all at once, so that there are several batches
     barrier = Barrier(2)
     replicas = Replicas([Meeting("one", mini.backend, barrier), Meeting("two", mini.backend, barrier)])
     reader = Reader(mini.checkpoint, replicas)

@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import byhand
-from spanqa import reader as reader_module
 from spanqa.answers import Answer, AnswerSettings
 from spanqa.backends.base import BATCH_TOKENS
 from spanqa.backends.registry import BACKENDS
@@ -278,7 +277,7 @@ def test_a_further_passage_scales_all_other_probabilities_by_one_factor(
 def test_a_stream_is_answered_in_order_and_read_only_as_far_as_needed(
     tiny_reader: Callable[..., Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_module, "LARGEST_CHUNK", 1 / 16)
+    monkeypatch.setattr("spanqa.stream.LARGEST_CHUNK", 1 / 16)
     reader = tiny_reader("bert")
     taken = 0
 

@@ -23,7 +23,8 @@ from spanqa.encoder import EncoderConfig
 from spanqa.errors import CheckpointError, InputError, UnsupportedModelError
 from spanqa.families import FAMILIES, Family, encoder_config
 from spanqa.files import read_object, write_json
-from spanqa.tokens import TOKENIZER_FILES, Tokenizer, read_tokenizer
+from spanqa.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from spanqa.tokens import Tokenizer
 from spanqa.weights import WEIGHT_FILES, WeightFiles, weight_files
 
 _LOG = logging.getLogger(__name__)

@@ -8,64 +8,27 @@
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
-from itertools import chain, islice
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
-from spanqa.batches import BatchLayout, WindowLogits
+from spanqa.batches import BatchLayout
 from spanqa.calibration import Calibration
 from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
 from spanqa.engine import Engine
-from spanqa.errors import BackendError, CheckpointError, InputError, SpanQAError
-from spanqa.tokens import Passage, Tokens
-from spanqa.windows import Window, WindowSettings, check_question, cut
-
-FIRST_CHUNK, LARGEST_CHUNK = 1 / 8, 16.0
-"""A stream is read in chunks of so many batches of tokens: a small one first, for an early answer, then each twice the last."""
-
-_CHUNK_ITEMS = 256  # for each batch of a chunk, at most so many questions
-_CHUNK_CHARACTERS = 1 << 20  # and so many characters of passages
+from spanqa.errors import CheckpointError, InputError, SpanQAError
+from spanqa.stream import Question, Reading, read_stream
+from spanqa.tokens import Passage
+from spanqa.windows import WindowSettings
 
 Settings = TypeVar("Settings", WindowSettings, AnswerSettings, Calibration)
-Question = tuple[str | Tokens, Sequence[str | Passage]]
 Questions = Iterable[Question]
 Pairs = Iterable[tuple[str, str | Passage]]
 Errors = Literal["raise", "return"]
 """What becomes of an item that cannot be read: an exception, or the error in the place of its answer."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """A question, its passages, and the model's output for each: the logits of the windows of every passage."""
-
-    question: str | Tokens
-    passages: tuple[Passage, ...]
-    logits: tuple[tuple[WindowLogits, ...], ...]
-
-
-@dataclass(slots=True, eq=False)
-class _Item:
-    """A question, its passages, and the windows of each passage; or the error that it is."""
-
-    question: str | Tokens
-    passages: tuple[Passage, ...] = ()
-    windows: Sequence[Sequence[Window]] = ()
-    error: InputError | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Chunk:
-    """Items that were taken together, and what is becoming of their windows; `broken` is the stream's own error behind them."""
-
-    items: list[_Item]
-    logits: "Future[list[WindowLogits]]"
-    broken: Exception | None
 
 
 class Reader:
@@ -249,7 +212,9 @@ class Reader:
         _check_errors(errors)
         least = self._least(threshold, no_answer, min_probability)
         stream = ((question, (passage,)) for question, passage in pairs)
-        for number, (item, reading) in enumerate(self._read(stream), 1):
+        for number, (item, reading) in enumerate(
+            read_stream(stream, self.engine, self.checkpoint.tokenizer, self.windows), 1
+        ):
             if isinstance(reading, Reading):
                 yield self.decode(reading).best(*least)
                 continue
@@ -296,8 +261,6 @@ class Reader:
         Raises:
             InputError: it is not a string, not valid Unicode, or was prepared by a reader with another tokenizer.
         """
-        if isinstance(passage, Passage):
-            return self.checkpoint.tokenizer.check(passage)
         return self.checkpoint.tokenizer.prepare(passage, source)
 
     @overload
@@ -316,95 +279,10 @@ class Reader:
             BackendError: the logits are not numbers.
         """
         _check_errors(errors)
-        for _, reading in self._read(iter(questions)):
+        for _, reading in read_stream(iter(questions), self.engine, self.checkpoint.tokenizer, self.windows):
             if errors == "raise" and not isinstance(reading, Reading):
                 raise reading
             yield reading
-
-    def _read(self, stream: Iterator[Question]) -> Iterator[tuple[_Item, Reading | SpanQAError]]:
-        """Yield each item with its reading or its error, in order."""
-        running: deque[_Chunk] = deque()
-        size, more = FIRST_CHUNK, True
-        try:
-            while more or running:
-                if more:
-                    items, more, broken = self._take(stream, size)
-                    windows = [window for item in items for piece in item.windows for window in piece]
-                    running.append(_Chunk(items, self.engine.submit(windows), broken))
-                    size = min(2 * size, LARGEST_CHUNK)
-                # One chunk is read while the next is encoded; the first one does not wait for that.
-                if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
-                    chunk = running.popleft()
-                    yield from self._finish(chunk)
-                    if chunk.broken is not None:
-                        raise chunk.broken
-        finally:
-            for chunk in running:
-                chunk.logits.cancel()
-
-    def _take(self, stream: Iterator[Question], size: float) -> tuple[list[_Item], bool, Exception | None]:
-        """Take the next items of the stream, cut into windows; say whether there may be more, or what broke the stream."""
-        items: list[_Item] = []
-        tokens = characters = 0
-        more, broken = True, None
-        while (
-            tokens < size * self.backend.batch_tokens
-            and characters < size * _CHUNK_CHARACTERS
-            and len(items) < size * _CHUNK_ITEMS
-        ):
-            try:
-                question, given = next(stream)
-            except StopIteration:
-                more = False
-                break
-            except Exception as error:  # the caller's own: the items before it are answered first
-                more, broken = False, error
-                break
-            try:
-                passages = tuple(map(self.prepare, given))
-                if not isinstance(question, Tokens):
-                    check_question(question)
-                items.append(_Item(question, passages))
-            except InputError as error:
-                items.append(_Item(question, error=error))
-                continue
-            tokens += sum(len(passage.tokens) for passage in passages)
-            characters += sum(len(passage.text) for passage in passages)
-        self._cut(items)
-        return items, more, broken
-
-    def _cut(self, items: Sequence[_Item]) -> None:
-        """Give the items their windows, or their error."""
-        tokenizer = self.checkpoint.tokenizer
-        texts = [item.question for item in items if item.error is None and isinstance(item.question, str)]
-        try:
-            encoded = iter(tokenizer.encode_many(texts))
-        except InputError:
-            encoded = None  # one of them cannot be encoded, and is found below
-        for item in items:
-            if item.error is None:
-                try:
-                    question = item.question
-                    if encoded is not None and isinstance(question, str):
-                        question = next(encoded)
-                    item.windows = cut(question, item.passages, tokenizer, self.windows)
-                except InputError as error:
-                    item.error = error
-
-    def _finish(self, chunk: _Chunk) -> Iterator[tuple[_Item, Reading | SpanQAError]]:
-        """Wait for a chunk and yield its readings and errors, in the order of the questions."""
-        try:
-            found = iter(chunk.logits.result())
-        except BackendError:  # one window's perhaps: each item for itself
-            for item in chunk.items:
-                try:
-                    alone = self.engine.submit(list(chain(*item.windows)))
-                    yield item, item.error or _reading(item, iter(alone.result()))
-                except BackendError as error:
-                    yield item, error
-            return
-        for item in chunk.items:
-            yield item, item.error or _reading(item, found)
 
     def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
         """Return the best spans of a reading with their probabilities."""
@@ -423,10 +301,6 @@ def _check_errors(errors: Errors) -> Errors:
     if errors not in get_args(Errors):
         raise InputError(f"errors is {errors!r}; expected one of {', '.join(get_args(Errors))}.")
     return errors
-
-
-def _reading(item: _Item, found: Iterator[WindowLogits]) -> Reading:
-    return Reading(item.question, item.passages, tuple(tuple(islice(found, len(piece))) for piece in item.windows))
 
 
 def _load_again(

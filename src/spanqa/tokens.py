@@ -10,10 +10,9 @@ It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its 
 import hashlib
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -22,10 +21,6 @@ import tokenizers
 from numpy.typing import NDArray
 
 from spanqa.errors import CheckpointError, InputError
-from spanqa.files import read_object
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-"""The files that a tokenizer may have in a model folder."""
 
 CACHED_BYTES = 64 << 20
 """How much memory the texts and arrays of remembered passages may take."""
@@ -253,12 +248,14 @@ class Tokenizer:
             return [self.encode(text) for text in texts]  # one of these raises, and says which
         return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 
-    def prepare(self, text: str, source: str | None = None) -> Passage:
-        """Return a text as a passage, from memory when it was encoded lately.
+    def prepare(self, text: str | Passage, source: str | None = None) -> Passage:
+        """Return a text as a passage, from memory when it was encoded lately; a `Passage` is returned as it is.
 
         Raises:
-            InputError: it is not a string, or not valid Unicode.
+            InputError: it is not a string, not valid Unicode, or was prepared by another tokenizer.
         """
+        if isinstance(text, Passage):
+            return self._check(text)
         if not isinstance(text, str):
             raise InputError(f"The passage should be a text (str), got {type(text).__name__}: {text!r:.60}")
         with self._lock:
@@ -272,12 +269,7 @@ class Tokenizer:
             self._remember(found)
         return found if source is None else replace(found, source=source)
 
-    def check(self, passage: Passage) -> Passage:
-        """Return a passage that this tokenizer, or an equal one, has encoded.
-
-        Raises:
-            InputError: another tokenizer has encoded it.
-        """
+    def _check(self, passage: Passage) -> Passage:
         theirs = passage.tokenizer
         if theirs is None or theirs is self:
             return passage
@@ -346,74 +338,3 @@ def _template(tokenizer: tokenizers.Tokenizer) -> Template:
         question_type=pairs[question][1],
         passage_type=pairs[passage][1],
     )
-
-
-def read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """Read tokenizer.json, or vocab.txt where there is none, and see that it fits the model's config.
-
-    Raises:
-        CheckpointError: there is neither, the file is damaged, or it has more tokens than the model.
-    """
-    if (path / "tokenizer.json").exists():
-        try:
-            raw = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
-            raise CheckpointError(f"{str(path / 'tokenizer.json')!r} cannot be read: {error}.") from error
-    elif (path / "vocab.txt").exists():
-        raw = _word_piece(path)
-    else:
-        raise CheckpointError(f"{str(path)!r} holds no tokenizer: expected tokenizer.json or vocab.txt.")
-    return fit_tokenizer(raw, config, repr(str(path)))
-
-
-def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> Tokenizer:
-    """Return the tokenizer as the model of this config wants it; `name` is for the message.
-
-    Raises:
-        CheckpointError: it has ids or token types that the model has no embeddings for, or no template with [CLS].
-    """
-    tokenizer = Tokenizer(raw)
-    words, types = config.get("vocab_size"), config.get("type_vocab_size", 2)
-    if isinstance(words, int) and not tokenizer.fits(words):
-        raise CheckpointError(
-            f"The tokenizer of {name} has ids up to {tokenizer.highest_id}, but the model has embeddings for only "
-            f"{words} ids, counted from 0. Tokenizer and model do not belong together."
-        )
-    if types in (0, 1, None):
-        tokenizer.template = _without_types(tokenizer.template)
-    if isinstance(types, int) and tokenizer.template.highest_type >= max(types, 1):
-        raise CheckpointError(
-            f"The template of the tokenizer of {name} has token types up to {tokenizer.template.highest_type}, but the model has "
-            f"embeddings for only {types}, counted from 0. Tokenizer and model do not belong together."
-        )
-    return tokenizer
-
-
-def _without_types(template: Template) -> Template:
-    pieces = {
-        name: tuple((token, 0) for token, _ in getattr(template, name)) for name in ("before", "between", "after")
-    }
-    return replace(template, **pieces, question_type=0, passage_type=0)
-
-
-def _word_piece(path: Path) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from a bare vocab.txt; case and accents as tokenizer_config.json says, uncased where it is silent."""
-    options = read_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    try:
-        vocabulary = (path / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{str(path / 'vocab.txt')!r} cannot be read: {error}.") from None
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    missing = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in ids]
-    if missing:
-        raise CheckpointError(f"{str(path / 'vocab.txt')!r} lacks {', '.join(missing)}: it is not a BERT vocabulary.")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=bool(options.get("do_lower_case", True)),
-        strip_accents=None if options.get("strip_accents") is None else bool(options["strip_accents"]),
-        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens([word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word in ids])
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return tokenizer

@@ -26,9 +26,10 @@ from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.scoring import question_scores
 from spanqa.files import read_text, replacing
 from spanqa.progress import Progress, silent
-from spanqa.reader import Reader, Reading
+from spanqa.reader import Reader
 from spanqa.spans import distinct_spans
 from spanqa.squad import Example
+from spanqa.stream import Reading
 from spanqa.tokens import Passage
 
 RIGHT = 0.5

@@ -18,7 +18,7 @@ from spanqa.evaluate.run import score
 from spanqa.files import write_json
 from spanqa.reader import Reader
 from spanqa.squad import Example
-from spanqa.tokens import TOKENIZER_FILES
+from spanqa.tokenizer_files import TOKENIZER_FILES
 from spanqa.train.settings import DROPOUTS
 from spanqa.windows import WindowSettings
 

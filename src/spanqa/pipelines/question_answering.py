@@ -1,21 +1,8 @@
-"""`pipeline("question-answering")`: the call forms of transformers 4.x on top of the Reader.
-
-It accepts what transformers 4.57 accepted and returns dictionaries with `score`, `start`, `end`, `answer`, and our
-`probability`. Where 4.57 was right, this module behaves the same. Where 4.57 was wrong (scores summed over windows, answers at
-different positions merged by their text, `max_question_len` ignored, strides that panic), it behaves correctly.
-`docs/migrating.md` lists every difference.
-
-It does not use the stored threshold to decide whether there is an answer: `Reader.ask` does.
-"""
+"""The pipeline itself: calls in, dictionaries out, and transformers' own registry."""
 
 import math
-import os
-import types
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,48 +10,16 @@ import numpy as np
 from spanqa.answers import AnswerSettings, margins
 from spanqa.batches import WindowLogits
 from spanqa.calibration import Probabilities, log_sum_exp
-from spanqa.checkpoint import BUNDLED, Checkpoint, find
-from spanqa.errors import BackendError, CheckpointError, InputError, SpanQAWarning
+from spanqa.errors import InputError
 from spanqa.extras import require
-from spanqa.reader import Reader, Reading
+from spanqa.pipelines.calls import CallSettings, Item, inputs_of, pair_of, parameters
+from spanqa.pipelines.loading import load_reader
 from spanqa.spans import overlapping, span_band
-from spanqa.tokens import Passage, Tokens, fit_tokenizer, read_tokenizer
+from spanqa.stream import Reading
+from spanqa.tokens import Passage, Tokens
 from spanqa.windows import WindowSettings
 
 TASK = "question-answering"
-_DTYPES = {"auto": "auto", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_CALL_ONLY = (
-    "batch_size",
-    "num_workers",
-    "padding",
-)  # accepted because 4.57 accepted them; here batches are planned by tokens
-
-
-@dataclass(frozen=True, slots=True)
-class CallSettings:
-    """The parameters of a call, with the names and defaults of transformers 4.57. Lengths are in tokens.
-
-    `doc_stride` is an overlap; None means min(max_seq_len // 2, 128). `max_seq_len` None means min(384, the model's maximum).
-    """
-
-    top_k: int = 1
-    doc_stride: int | None = None
-    max_answer_len: int = 15
-    max_seq_len: int | None = None
-    max_question_len: int = 64
-    handle_impossible_answer: bool = False
-    align_to_words: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "doc_stride", "max_answer_len", "max_seq_len", "max_question_len"):
-            value, least = getattr(self, name), 0 if name == "doc_stride" else 1
-            if value is None and name in ("doc_stride", "max_seq_len"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} is {value!r}. Expected a whole number, at least {least}.")
-
-
-Item = tuple[str, str]
 
 
 def pipeline(
@@ -123,8 +78,8 @@ class QuestionAnsweringPipeline:
     ) -> None:
         if framework not in (None, "pt"):
             raise InputError(f"framework is {framework!r}. Choose a backend with backend= instead (see `spanqa info`).")
-        self._defaults = _parameters(defaults)
-        self.reader = _reader(model, tokenizer, device=device, dtype=dtype, backend=backend, revision=revision)
+        self._defaults = parameters(defaults)
+        self.reader = load_reader(model, tokenizer, device=device, dtype=dtype, backend=backend, revision=revision)
 
     @staticmethod
     def create_sample(question: str | list[str], context: str | list[str]) -> Any:
@@ -143,11 +98,11 @@ class QuestionAnsweringPipeline:
             InputError: the arguments are not one of these forms, or a question or context is empty.
         """
         texts = {name: kwargs.pop(name, None) for name in ("X", "data", "question", "context")}
-        settings = CallSettings(**(self._defaults | _parameters(kwargs)))
-        inputs = _inputs(args, texts)
+        settings = CallSettings(**(self._defaults | parameters(kwargs)))
+        inputs = inputs_of(args, texts)
         if isinstance(inputs, Iterator):
-            return self._answers(map(_item, inputs), settings)
-        answers = list(self._answers(map(_item, inputs), settings))
+            return self._answers(map(pair_of, inputs), settings)
+        answers = list(self._answers(map(pair_of, inputs), settings))
         single = len(answers) == 1 and not (
             args and isinstance(args[0], dict) and isinstance(args[0].get("question"), list)
         )
@@ -240,138 +195,6 @@ def _null_probability(window: WindowLogits) -> float:
     start = window.null_start - log_sum_exp(np.append(window.start, np.float32(window.null_start)))
     end = window.null_end - log_sum_exp(np.append(window.end, np.float32(window.null_end)))
     return math.exp(start + end)
-
-
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the call parameters that have a value; None means not given, as in 4.57."""
-    given = {name: value for name, value in given.items() if value is not None and name not in _CALL_ONLY}
-    if "topk" in given:
-        warnings.warn("topk is the old name of top_k. Use top_k.", SpanQAWarning, stacklevel=3)
-        given = {"top_k": given["topk"]} | {name: value for name, value in given.items() if name != "topk"}
-    known = [field.name for field in fields(CallSettings)]
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise InputError(f"The pipeline has no parameter {unknown[0]!r}. Expected {', '.join(known)}.")
-    return given
-
-
-def _inputs(args: Sequence[Any], texts: Mapping[str, Any]) -> Iterator[Any] | list[Any]:
-    """Return the examples of a call, in any form that 4.57 accepted: an iterator for a generator or data set, else a list."""
-    named = {name: value for name, value in texts.items() if value is not None}
-    ways = [bool(args), "X" in named, "data" in named, "question" in named or "context" in named]
-    if sum(ways) > 1:
-        raise InputError("Examples were given in two ways. Give either question= and context=, or one list of both.")
-    if len(args) == 2 and all(isinstance(arg, str) for arg in args):
-        named = {"question": args[0], "context": args[1]}
-    elif args:
-        named = {"data": args[0] if len(args) == 1 else list(args)}
-    if not named:
-        raise InputError("No question was given. Give question= and context=.")
-    if "data" in named or "X" in named:
-        return _examples(named.get("data", named.get("X")))
-    return _pairs(named.get("question"), named.get("context"))
-
-
-def _examples(inputs: Any) -> Iterator[Any] | list[Any]:
-    if isinstance(inputs, types.GeneratorType):
-        return inputs
-    if isinstance(inputs, dict) and isinstance(inputs.get("question"), list):
-        return _pairs(inputs["question"], inputs.get("context"))
-    if isinstance(inputs, dict) or hasattr(inputs, "question_text"):
-        return [inputs]
-    if isinstance(inputs, str) or not (isinstance(inputs, Iterable) or hasattr(inputs, "__getitem__")):
-        raise InputError(
-            f"Expected examples, got {type(inputs).__name__}: {inputs!r:.60}. Give question= and context=."
-        )
-    if hasattr(inputs, "__getitem__") and not isinstance(inputs, (list, tuple)):  # a data set
-        return (inputs[i] for i in range(len(inputs)))
-    return list(inputs)
-
-
-def _pairs(question: Any, context: Any) -> list[Any]:
-    if isinstance(question, str) and isinstance(context, str):
-        return [{"question": question, "context": context}]
-    if isinstance(question, list) and isinstance(context, str):
-        context = [context] * len(question)
-    if isinstance(question, list) and isinstance(context, list):
-        if len(question) != len(context):
-            raise InputError(
-                f"There are {len(question)} questions and {len(context)} contexts. Expected the same number of both."
-            )
-        return [{"question": q, "context": c} for q, c in zip(question, context, strict=True)]
-    raise InputError(
-        f"question is {type(question).__name__} and context is {type(context).__name__}. Expected two strings, two lists, "
-        "or a list of questions and one context."
-    )
-
-
-def _item(example: Any) -> Item:
-    """Return (question, context) of a dict, or of an object with transformers' old names (SquadExample)."""
-    if isinstance(example, dict):
-        missing = [name for name in ("question", "context") if name not in example]
-        if missing:
-            raise InputError(f"An example has no {missing[0]!r}: {example!r:.100}. Expected 'question' and 'context'.")
-        question, context = example["question"], example["context"]
-    elif hasattr(example, "question_text") and hasattr(example, "context_text"):
-        question, context = example.question_text, example.context_text
-    else:
-        raise InputError(
-            f"Expected an example as a dict with question and context, got {type(example).__name__}: {example!r:.60}."
-        )
-    for name, text in (("question", question), ("context", context)):
-        if not isinstance(text, str):
-            raise InputError(f"{name} must be a string (str), got {type(text).__name__}: {text!r:.60}.")
-        if not text.strip():
-            raise InputError(f"{name} is empty. Expected text.")
-    return question, context
-
-
-def _reader(model: Any, tokenizer: Any, *, device: Any, dtype: Any, backend: str, revision: str | None) -> Reader:
-    device = f"cuda:{device}" if isinstance(device, int) and device >= 0 else "cpu" if device == -1 else device
-    device = "auto" if device is None else str(device)
-    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in _DTYPES and name not in _DTYPES.values():
-        raise InputError(f"dtype is {dtype!r}. Expected one of {', '.join(_DTYPES)}.")
-    dtype = _DTYPES.get(name, name)
-    if isinstance(model, Reader):
-        return model
-    if model is None or isinstance(model, (str, os.PathLike)):
-        reader = Reader.load(model or BUNDLED[0], backend=backend, device=device, dtype=dtype, revision=revision)
-        if tokenizer is None or str(tokenizer) == str(model):
-            return reader
-        checkpoint = replace(reader.checkpoint, tokenizer=_tokenizer(tokenizer, reader.checkpoint.config))
-        return Reader(checkpoint, reader.backend, reader.reason, rebuild=reader.engine.rebuild)
-    return _reader_of_module(model, tokenizer, device=device, dtype=dtype, backend=backend)
-
-
-def _reader_of_module(module: Any, tokenizer: Any, *, device: str, dtype: str, backend: str) -> Reader:
-    """Return a reader around a transformers model in memory, as in `pipeline(model=model, tokenizer=tokenizer)`."""
-    if backend not in ("auto", "torch"):
-        raise BackendError(
-            f"backend is {backend!r}, but a transformers model in memory runs on 'torch' only. Give the model's folder instead."
-        )
-    if tokenizer is None or not hasattr(module, "config"):
-        raise InputError(
-            "A transformers model in memory needs its tokenizer. Call pipeline(model=model, tokenizer=tokenizer)."
-        )
-    from spanqa.backends import torch as torch_backend
-
-    config = module.config.to_dict()
-    checkpoint = Checkpoint(Path(str(module.name_or_path or ".")), config, {}, _tokenizer(tokenizer, config))
-    return Reader(checkpoint, torch_backend.wrap(module, checkpoint, device=device, dtype=dtype))
-
-
-def _tokenizer(tokenizer: Any, config: Mapping[str, Any]) -> Any:
-    if isinstance(tokenizer, (str, os.PathLike)):
-        return read_tokenizer(find(tokenizer), config)
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise CheckpointError(
-            f"{type(tokenizer).__name__} is not a fast tokenizer. Load it with AutoTokenizer.from_pretrained."
-        )
-    import tokenizers
-
-    copy = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    return fit_tokenizer(copy, config, type(tokenizer).__name__)
 
 
 def revive_transformers_pipeline() -> None:

@@ -1,0 +1,142 @@
+"""A stream of questions in, a stream of readings out: chunks of windows for the engine, and errors where they belong.
+
+Items are taken from the stream in chunks, whose windows share batches: a small chunk first, for an early answer, then each twice
+as large as the last. One chunk is read while the next is encoded, so memory stays bounded however long the stream is. An item that
+cannot be read costs that item alone; an error of the stream itself is raised after the items before it.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from spanqa.batches import WindowLogits
+from spanqa.engine import Engine
+from spanqa.errors import BackendError, InputError, SpanQAError
+from spanqa.tokens import Passage, Tokenizer, Tokens
+from spanqa.windows import Window, WindowSettings, check_question, cut
+
+FIRST_CHUNK, LARGEST_CHUNK = 1 / 8, 16.0
+"""The sizes of the first and the largest chunk, in batches of tokens."""
+
+_ITEMS = 256  # for each batch of a chunk, at most so many questions
+_CHARACTERS = 1 << 20  # and so many characters of passages
+
+Question = tuple[str | Tokens, Sequence[str | Passage]]
+"""What a stream is made of: a question, as text or as tokens, and the passages it is asked of."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """A question, its passages, and the model's output for each: the logits of the windows of every passage."""
+
+    question: str | Tokens
+    passages: tuple[Passage, ...]
+    logits: tuple[tuple[WindowLogits, ...], ...]
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """A question, its passages, and the windows of each passage; or the error that prevents them."""
+
+    question: str | Tokens
+    passages: tuple[Passage, ...] = ()
+    windows: Sequence[Sequence[Window]] = ()
+    error: InputError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    """Items that were taken together, and the future of their windows; `broken` is the stream's own error after them."""
+
+    items: list[Item]
+    logits: "Future[list[WindowLogits]]"
+    broken: Exception | None
+
+
+def read_stream(
+    stream: Iterator[Question], engine: Engine, tokenizer: Tokenizer, settings: WindowSettings
+) -> Iterator[tuple[Item, Reading | SpanQAError]]:
+    """Yield each item with its reading, or with its error, in order."""
+    running: deque[_Chunk] = deque()
+    size, more = FIRST_CHUNK, True
+    try:
+        while more or running:
+            if more:
+                items, more, broken = _take(stream, size, size * engine.backend.batch_tokens, tokenizer)
+                _cut(items, tokenizer, settings)
+                windows = [window for item in items for piece in item.windows for window in piece]
+                running.append(_Chunk(items, engine.submit(windows), broken))
+                size = min(2 * size, LARGEST_CHUNK)
+            # One chunk is read while the next is encoded; the first one does not wait for that.
+            if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
+                chunk = running.popleft()
+                yield from _readings(chunk, engine)
+                if chunk.broken is not None:
+                    raise chunk.broken
+    finally:
+        for chunk in running:
+            chunk.logits.cancel()
+
+
+def _take(
+    stream: Iterator[Question], size: float, most_tokens: float, tokenizer: Tokenizer
+) -> tuple[list[Item], bool, Exception | None]:
+    """Take the next items of the stream, and say whether there may be more, or what broke the stream."""
+    items: list[Item] = []
+    tokens = characters = 0
+    while tokens < most_tokens and characters < size * _CHARACTERS and len(items) < size * _ITEMS:
+        try:
+            question, given = next(stream)
+        except StopIteration:
+            return items, False, None
+        except Exception as error:  # the caller's own: the items before it are answered first
+            return items, False, error
+        try:
+            passages = tuple(map(tokenizer.prepare, given))
+            items.append(Item(question if isinstance(question, Tokens) else check_question(question), passages))
+        except InputError as error:
+            items.append(Item(question, error=error))
+            continue
+        tokens += sum(len(passage.tokens) for passage in passages)
+        characters += sum(len(passage.text) for passage in passages)
+    return items, True, None
+
+
+def _cut(items: Sequence[Item], tokenizer: Tokenizer, settings: WindowSettings) -> None:
+    """Give the items their windows, or their error; questions are encoded together."""
+    texts = [item.question for item in items if item.error is None and isinstance(item.question, str)]
+    try:
+        encoded = iter(tokenizer.encode_many(texts))
+    except InputError:
+        encoded = None  # one of them cannot be encoded; each is tried alone below
+    for item in items:
+        if item.error is None:
+            try:
+                question = item.question
+                if encoded is not None and isinstance(question, str):
+                    question = next(encoded)
+                item.windows = cut(question, item.passages, tokenizer, settings)
+            except InputError as error:
+                item.error = error
+
+
+def _readings(chunk: _Chunk, engine: Engine) -> Iterator[tuple[Item, Reading | SpanQAError]]:
+    """Wait for a chunk, and yield its items with their readings or errors."""
+    try:
+        found = iter(chunk.logits.result())
+    except BackendError:  # of one item's windows perhaps: each item is tried alone
+        for item in chunk.items:
+            try:
+                alone = engine.submit(list(chain(*item.windows)))
+                yield item, item.error or _reading(item, iter(alone.result()))
+            except BackendError as error:
+                yield item, error
+        return
+    for item in chunk.items:
+        yield item, item.error or _reading(item, found)
+
+
+def _reading(item: Item, found: Iterator[WindowLogits]) -> Reading:
+    return Reading(item.question, item.passages, tuple(tuple(islice(found, len(piece))) for piece in item.windows))
