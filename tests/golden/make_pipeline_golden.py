@@ -2,8 +2,9 @@
 
 Run it with the python of the reference environment (``scripts/make_hf4_env``)::
 
-    .venv-hf4/bin/python tests/golden/make_pipeline_golden.py            # write the file
-    .venv-hf4/bin/python tests/golden/make_pipeline_golden.py --check    # compare with it
+    python=$(scripts/make_hf4_env)/bin/python
+    $python tests/golden/make_pipeline_golden.py            # write the file
+    $python tests/golden/make_pipeline_golden.py --check    # compare with it
 
 It loads ``src/spanqa/models/spanqa-mini`` in float32 and writes
 ``tests/golden/pipeline-4.57.6-<first 12 hex digits of the sha256 of model.safetensors>.json``.
