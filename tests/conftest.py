@@ -17,6 +17,7 @@ import io
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -51,6 +52,11 @@ NAMED = [name.strip() for name in os.environ.get("SPANQA_TEST_BACKENDS", "").spl
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # jax, which is imported later, then compiles a graph once for all models of the same shape.
+    compiled = tempfile.TemporaryDirectory(prefix="spanqa-jax-")
+    config.add_cleanup(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     unknown = sorted(set(NAMED) - set(BACKENDS))
     if unknown:
         raise pytest.UsageError(f"SPANQA_TEST_BACKENDS names {', '.join(unknown)}; there are {', '.join(BACKENDS)}.")

@@ -142,3 +142,17 @@ def test_every_message_that_the_core_raises_is_matched_by_a_test(
     assert len(found) > 120
     unread = [f"{file}:{lines[0]}" for file, lines in found if not any((file, line) in matched for line in lines)]
     assert unread == []
+
+
+@pytest.mark.parametrize("missing", ["jax", "quantize"])
+def test_that_guard_fails_where_every_backend_is_named_and_one_or_nncf_is_missing(
+    missing: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "installed", lambda name: name != missing)
+    guard = test_every_message_that_the_core_raises_is_matched_by_a_test
+    monkeypatch.setattr(sys.modules[__name__], "NAMED", list(BACKENDS))
+    with pytest.raises(pytest.fail.Exception, match=f"these are not installed: {missing}"):
+        guard(request, set())
+    monkeypatch.setattr(sys.modules[__name__], "NAMED", ["numpy", "openvino"])
+    with pytest.raises(pytest.skip.Exception, match=f"these are not installed: {missing}"):
+        guard(request, set())
