@@ -130,7 +130,7 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
         (["ask", QUESTION, HARBOUR, "--model", HARBOUR], "is a file; expected the folder"),
         (["ask", QUESTION, HARBOUR, "--model", EXAMPLES], "holds no config.json"),
         (["ask", QUESTION, HARBOUR, "--backend", "openvin"], "Did you mean 'openvino'?"),
-        (["ask", QUESTION, HARBOUR, "--device", "cuda:9"], "sees no device 'cuda:9'"),
+        (["ask", QUESTION, HARBOUR, "--backend", "openvino", "--device", "cuda:9"], "sees no device 'cuda:9'"),
         (["ask", QUESTION, HARBOUR, "--dtype", "fp7"], "There is no dtype 'fp7'"),
         (["ask", QUESTION, HARBOUR, "--backend", "numpy", "--dtype", "bf16"], "does not compute in bf16"),
         (["evaluate", HARBOUR], "is not JSON"),
