@@ -36,7 +36,8 @@ from spanqa.windows import make_windows
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "src" / "spanqa" / "models" / "spanqa-mini"
-HF4 = ROOT / ".venv-hf4" / "bin" / "python"
+FOUND = subprocess.run([ROOT / "scripts" / "make_hf4_env", "--find"], capture_output=True, text=True).stdout.strip()
+HF4 = Path(FOUND or "no environment of transformers 4.57.6") / "bin" / "python"
 VERSIONS = ("numpy", "tokenizers", "openvino", "torch", "transformers", "onnxruntime", "jax", "tensorflow-cpu", "nncf")
 
 

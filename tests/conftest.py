@@ -3,6 +3,9 @@
 SPANQA_TEST_BACKENDS   names, with commas, of backends that must be tested: one that is missing is then a failure.
                        Without it, those that are installed are tested and the others skipped.
 SPANQA_DATA            a folder of question files (see CONTRIBUTING.md); the tests that read them skip without it.
+SPANQA_TEST_SAMPLE     1 runs every test, but only the first and the last case of each, and property tests on few examples;
+                       tests marked `every_version` still run all their cases. `scripts/wheel` sets it: it asks whether the
+                       wheel works with other versions of what it depends on, not whether spanqa is right.
 """
 
 import os
@@ -10,8 +13,13 @@ import os
 # Before NumPy is imported: its threads spin as they wait, so that on a busy machine two are slower than one.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import io
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -23,13 +31,15 @@ import tiny as tiny_checkpoints
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.checkpoint import BUNDLED, find, open_checkpoint
+from spanqa.errors import SpanQAError
 from spanqa.reader import Reader
 
+SAMPLE = os.environ.get("SPANQA_TEST_SAMPLE") == "1"
 hypothesis.settings.register_profile(
     "spanqa",
     deadline=None,
     derandomize=True,
-    max_examples=60,
+    max_examples=10 if SAMPLE else 60,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.data_too_large,
@@ -42,18 +52,25 @@ NAMED = [name.strip() for name in os.environ.get("SPANQA_TEST_BACKENDS", "").spl
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "last: runs after all other tests")
+    # jax, which is imported later, then compiles a graph once for all models of the same shape.
+    compiled = tempfile.TemporaryDirectory(prefix="spanqa-jax-")
+    config.add_cleanup(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     unknown = sorted(set(NAMED) - set(BACKENDS))
     if unknown:
         raise pytest.UsageError(f"SPANQA_TEST_BACKENDS names {', '.join(unknown)}; there are {', '.join(BACKENDS)}.")
 
 
 MATCHED: set[tuple[str, int]] = set()
-"""File and line of every error whose text was matched by a `pytest.raises`."""
+"""File and line of every error whose text was matched by a `pytest.raises`: where it was raised, and where it was made."""
 
 
 class NotedRaises:
-    """`pytest.raises` with `match`, that notes where in spanqa the error was raised."""
+    """`pytest.raises` with `match`, that notes where in spanqa the error was raised and made.
+
+    The two differ where an error is handed to a future, which raises it in another place.
+    """
 
     def __init__(self, context: Any) -> None:
         self.context = context
@@ -65,23 +82,66 @@ class NotedRaises:
         matched = self.context.__exit__(kind, error, traceback)
         places = [(frame.filename, frame.lineno) for frame in extract_tb(traceback)]
         MATCHED.update([place for place in places if "spanqa" in Path(place[0]).parts][-1:])
+        if hasattr(error, "made_at"):
+            MATCHED.add(error.made_at)
         return matched
 
 
 @pytest.fixture(scope="session", autouse=True)
 def matched() -> Iterator[set[tuple[str, int]]]:
-    raises = pytest.raises
+    raises, init = pytest.raises, SpanQAError.__init__
 
     def noted(*args: Any, **options: Any) -> Any:
         return NotedRaises(raises(*args, **options)) if options.get("match") else raises(*args, **options)
 
+    def noted_init(self: SpanQAError, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        frame = sys._getframe(1)
+        self.made_at = (frame.f_code.co_filename, frame.f_lineno)  # type: ignore[attr-defined]
+
     pytest.raises = noted  # type: ignore[assignment]
+    SpanQAError.__init__ = noted_init  # type: ignore[method-assign]
     yield MATCHED
-    pytest.raises = raises
+    pytest.raises, SpanQAError.__init__ = raises, init  # type: ignore[method-assign]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)
+    if SAMPLE:
+        cases: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        left_out = {
+            id(item)
+            for of_one_test in cases.values()
+            for item in of_one_test[1:-1]
+            if item.get_closest_marker("every_version") is None
+        }
+        config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+        items[:] = [item for item in items if id(item) not in left_out]
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`command("ask", ...)` runs the command line in this process, which has loaded already what it needs.
+
+    A process of its own costs half a second, most of it imports; `test_cli.py` starts some where it matters.
+    """
+
+    def run(*arguments: str | Path, standard_input: str = "") -> subprocess.CompletedProcess[str]:
+        from spanqa.__main__ import run as run_command
+
+        command = ["spanqa", *map(str, arguments)]
+        out, error = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(standard_input.encode()), "utf-8"))
+            patch.setenv("COLUMNS", "200")
+            patch.setenv("NO_COLOR", "1")
+            code = run_command(command[1:])
+        return subprocess.CompletedProcess(command, code, out.getvalue(), error.getvalue())
+
+    return run
 
 
 def need_backend(name: str) -> None:

@@ -1,4 +1,9 @@
-"""What every backend must do, over all that are installed and all families; `numpy` is the reference."""
+"""What every backend must do; `numpy` is the reference.
+
+Every backend runs every shape of batch on BERT. What differs between families is in `spanqa.families`, which all backends but
+torch share, so that other families meet every backend once (`test_every_shape_of_batch`, and against transformers' own models
+`test_encoder.py`); everywhere else they run on `OWN_CODE` alone.
+"""
 
 import importlib.util
 import os
@@ -7,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +25,7 @@ from spanqa.batches import PADDING, Batch, Capture, SpanLogits, pack, pad, split
 from spanqa.checkpoint import Checkpoint, find, open_checkpoint
 from spanqa.errors import BackendError, InputError, NotInstalledError
 from spanqa.extras import NEEDS
+from spanqa.reader import Reader
 from spanqa.spans import passage_band
 from spanqa.windows import Window, WindowSettings, make_windows
 from tiny import FAMILIES, MAX_SEQ_LENGTH, SENTENCES
@@ -26,16 +33,20 @@ from tiny import FAMILIES, MAX_SEQ_LENGTH, SENTENCES
 PASSAGE = SENTENCES[:600]
 FP32 = 2e-5  # logits; measured over all families and shapes: at most 8e-6
 every_backend = pytest.mark.parametrize("name", BACKENDS)
+OWN_CODE = ("openvino", "torch")
+"""The default, and the one that runs transformers' models, each with code of its own for masks and positions."""
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_precision = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        (name, dtype)
-        for name, info in BACKENDS.items()
-        for dtype in info.dtypes
-        if dtype != "int8" and (name, dtype) not in (("torch", "fp16"), ("onnx", "fp16"))
-    ],
-)  # int8 needs a file of its own, and torch and onnx do not compute fp16 on the CPU
+each_backend_and_family = pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, family) for name in BACKENDS for family in FAMILIES if family == "bert" or name in OWN_CODE],
+)
+PRECISIONS = [
+    (name, dtype)
+    for name, info in BACKENDS.items()
+    for dtype in info.dtypes
+    if dtype != "int8" and (name, dtype) not in (("torch", "fp16"), ("onnx", "fp16"))
+]
+"""int8 needs a file of its own, and torch and onnx do not compute fp16 on the CPU."""
 
 
 def windows_of(folder: Path, question: str = "Who built the lighthouse?", passage: str = SENTENCES) -> list[Window]:
@@ -90,9 +101,14 @@ def shapes_of(windows: list[Window]) -> dict[str, list[list[Window]]]:
     }
 
 
+SHAPES = tuple(shapes_of([None] * 4))  # type: ignore[list-item]
+
+
 @every_backend
-@every_family
-@pytest.mark.parametrize("shape", shapes_of([None] * 4))  # type: ignore[list-item]
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [*(("bert", shape) for shape in SHAPES), *((family, "packed in rows") for family in FAMILIES if family != "bert")],
+)
 def test_every_shape_of_batch_gives_the_logits_of_the_reference(
     name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
@@ -106,8 +122,7 @@ def test_every_shape_of_batch_gives_the_logits_of_the_reference(
     assert_window_by_window(logits, rows, lambda window: single(reference, window), FP32)
 
 
-@every_backend
-@every_family
+@each_backend_and_family
 def test_a_batch_gives_the_logits_of_its_windows_alone(
     name: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
@@ -150,8 +165,15 @@ def need_dtype(name: str, dtype: str) -> None:
             pytest.skip(f"this processor has no {dtype}")
 
 
-@every_precision
-@every_family
+@pytest.mark.parametrize(
+    ("name", "dtype", "family"),
+    [
+        (name, dtype, family)
+        for name, dtype in PRECISIONS
+        for family in FAMILIES
+        if family == "bert" or (name in OWN_CODE and dtype == "fp32")
+    ],
+)
 def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
     name: str, dtype: str, family: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
@@ -163,12 +185,7 @@ def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
     own = batch.window_index[0] == 1
     before = backend.forward(
         batch,
-        capture=Capture(
-            (
-                0,
-                1,
-            )
-        ),
+        capture=Capture((0, 1)),
     )
     generator = np.random.default_rng(0)
     for _ in range(3):
@@ -177,12 +194,7 @@ def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
         positions = np.where(own, batch.position_ids, generator.permuted(batch.position_ids, axis=1)).astype(np.int32)
         after = backend.forward(
             Batch(ids, batch.token_type_ids, positions, batch.window_index),
-            capture=Capture(
-                (
-                    0,
-                    1,
-                )
-            ),
+            capture=Capture((0, 1)),
         )
         for one, two in ((before.start, after.start), (before.end, after.end)):
             np.testing.assert_array_equal(one[0, own], two[0, own])
@@ -191,8 +203,7 @@ def test_a_neighbour_in_the_same_row_changed_at_will_does_not_move_a_window(
             np.testing.assert_array_equal(before.attention[layer][1], after.attention[layer][1])
 
 
-@every_backend
-@every_family
+@each_backend_and_family
 @pytest.mark.parametrize("shape", ["padded", "packed in rows"])
 def test_attention_is_that_of_the_reference_sums_to_one_and_leaves_the_logits_alone(
     name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
@@ -214,8 +225,7 @@ def test_attention_is_that_of_the_reference_sums_to_one_and_leaves_the_logits_al
     np.testing.assert_allclose(found.end[real], reference.end[real], rtol=0, atol=FP32)
 
 
-@every_backend
-@every_family
+@each_backend_and_family
 @pytest.mark.parametrize("shape", ["padded", "packed in rows"])
 def test_captured_queries_are_those_rows_of_the_whole_attention(
     name: str, family: str, shape: str, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
@@ -303,8 +313,15 @@ def probabilities(backend_of: Callable[..., Backend], tiny: Callable[..., Path])
     return of
 
 
-@every_precision
-@pytest.mark.parametrize("family", [*FAMILIES, "spanqa-mini"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "family"),
+    [
+        (name, dtype, family)
+        for name, dtype in PRECISIONS
+        for family in (*FAMILIES, "spanqa-mini")
+        if family in ("bert", "spanqa-mini") or name in OWN_CODE
+    ],
+)
 def test_probabilities_are_those_of_the_reference(
     name: str, dtype: str, family: str, probabilities: Callable[..., Any]
 ) -> None:
@@ -416,12 +433,23 @@ def test_numpy_leaves_threads_to_its_blas(checkpoint: Checkpoint) -> None:
         load_backend("numpy", checkpoint, threads=1)
 
 
-def test_openvino_computes_the_same_with_one_thread(
+def compiled_by(backend: Any, layers: tuple[int, ...] = ()) -> Any:
+    """The compiled model of an openvino backend, which knows the properties it runs with."""
+    requests = backend._requests.of(Capture(layers) if layers else None)
+    request = requests.get()
+    requests.put(request)
+    return request.get_compiled_model()
+
+
+def test_openvino_runs_with_the_threads_it_is_given(
     checkpoint: Checkpoint, backend_of: Callable[..., Backend], sample: Callable[[str], list[Window]]
 ) -> None:
-    one, _ = load_backend("openvino", checkpoint, device="cpu", dtype="fp32", threads=1)
-    batch = pad(sample("bert")[:1])
-    np.testing.assert_allclose(one.forward(batch).start, backend_of("openvino").forward(batch).start, atol=FP32)
+    with Reader.load(checkpoint.path, backend="openvino", dtype="fp32", threads=1) as reader:
+        for layers in ((), (1,)):
+            assert compiled_by(reader.backend, layers).get_property("INFERENCE_NUM_THREADS") == 1
+        batch = pad(sample("bert")[:1])
+        found, expected = reader.backend.forward(batch), backend_of("openvino").forward(batch)
+        np.testing.assert_allclose(found.start, expected.start, rtol=0, atol=FP32)
 
 
 def test_torch_takes_the_threads_it_is_given(checkpoint: Checkpoint, transformers: Any) -> None:
@@ -429,10 +457,64 @@ def test_torch_takes_the_threads_it_is_given(checkpoint: Checkpoint, transformer
 
     before = torch.get_num_threads()
     try:
-        load_backend("torch", checkpoint, device="cpu", threads=1)
+        for threads in (2, 1):
+            load_backend("torch", checkpoint, device="cpu", threads=threads)
+            assert torch.get_num_threads() == threads
+        load_backend("torch", checkpoint, device="cpu")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@pytest.mark.parametrize("dtype", PRECISION_HINTS)
+def test_openvino_computes_in_the_precision_that_it_is_asked_for(
+    dtype: str, backend_of: Callable[..., Backend]
+) -> None:
+    """Read back from the compiled model: the numbers of a tiny model alone would not show it."""
+    need_dtype("openvino", dtype)
+    for layers in ((), (0,)):
+        hint = compiled_by(backend_of("openvino", "bert", dtype), layers).get_property("INFERENCE_PRECISION_HINT")
+        assert hint.get_type_name() == PRECISION_HINTS[dtype]
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "expected"),
+    [
+        (["FP32", "BF16", "FP16", "INT8"], "fp32", "f32"),
+        (["FP32", "BF16", "FP16", "INT8"], "bf16", "bf16"),
+        (["FP32", "BF16", "FP16", "INT8"], "fp16", "f16"),
+        (["FP32", "BF16", "FP16", "INT8"], "int8", "bf16"),
+        (["FP32", "BF16", "FP16", "INT8"], "auto", "bf16"),
+        (["FP32", "INT8"], "int8", "f32"),
+        (["FP32", "INT8"], "auto", "f32"),
+    ],
+)
+def test_openvino_is_told_the_precision_on_every_processor(
+    capabilities: list[str], dtype: str, expected: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on a processor that this one is not: a core that says what it can, and keeps what it was told."""
+    from spanqa.backends import openvino as module
+
+    told: dict[str, Any] = {}
+
+    class OtherProcessor:
+        available_devices = ("CPU",)
+
+        def get_property(self, device: str, name: str) -> list[str]:
+            return capabilities
+
+        def compile_model(self, graph: Any, device: str, settings: dict[str, Any]) -> Any:
+            told.update(settings)
+            return SimpleNamespace(create_infer_request=lambda: None)
+
+    monkeypatch.setattr(module, "_core", OtherProcessor)
+    monkeypatch.setattr(module, "_read_int8", lambda checkpoint: None)
+    backend, _ = load_backend("openvino", checkpoint, dtype=dtype, threads=3)
+    assert (told["INFERENCE_PRECISION_HINT"], told["INFERENCE_NUM_THREADS"]) == (expected, 3)
+    assert dtype in ("auto", backend.dtype)
 
 
 def test_jax_leaves_threads_to_xla(checkpoint: Checkpoint, need: Callable[[str], None]) -> None:
@@ -521,12 +603,7 @@ def test_showing_attention_changes_nothing_afterwards(
     assert (
         backend.forward(
             batch,
-            capture=Capture(
-                (
-                    0,
-                    1,
-                )
-            ),
+            capture=Capture((0, 1)),
         ).attention
         is not None
     )

@@ -16,13 +16,16 @@ from reference import assert_gives_the_logits_of_transformers, first_window
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.batches import Capture
-from spanqa.checkpoint import find, open_checkpoint
+from spanqa.checkpoint import copy_checkpoint, find, open_checkpoint
 from spanqa.errors import CheckpointError, UnsupportedModelError
 from spanqa.reader import Reader
 from spanqa.weights import verify, weight_files
 from strategies import nasty_texts
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+READERS = ("openvino", "torch")
+"""torch hands the stored parameters to transformers; all others get them from `Checkpoint.encoder_weights`, as openvino does."""
+every_reader = pytest.mark.parametrize("backend", READERS)
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], Any]) -> None:
@@ -79,15 +82,20 @@ def variant(
     return folder
 
 
-@every_backend
-@pytest.mark.parametrize("name", ["gamma and beta", "sharded", "fp16", "bf16", "fp64"])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        *((backend, name) for backend in BACKENDS for name in ("fp16", "bf16", "fp64")),
+        *((backend, name) for backend in READERS for name in ("gamma and beta", "sharded")),
+    ],
+)
 def test_a_model_stored_in_another_way_gives_the_logits_of_transformers(
     name: str, backend: str, variant: Callable[[str], Path], load: Callable[..., Backend], transformers: Any
 ) -> None:
     assert_gives_the_logits_of_transformers(load(backend, variant(name)), transformers, variant(name))
 
 
-@every_backend
+@every_reader
 @pytest.mark.parametrize("name", ["gamma and beta", "sharded"])
 def test_names_and_shards_do_not_change_a_bit(
     name: str, backend: str, variant: Callable[[str], Path], load: Callable[..., Backend], tiny: Callable[..., Path]
@@ -285,6 +293,61 @@ def test_a_hub_model_that_is_not_in_the_cache_says_how_to_fetch_it(offline: Path
         find("org/name")
 
 
+HUB_LISTINGS = {
+    "a model of the hub": (
+        "README.md config.json model.safetensors special_tokens_map.json tokenizer.json tokenizer_config.json vocab.txt",
+        ".gitattributes flax_model.msgpack pytorch_model.bin tf_model.h5 saved_model/1/saved_model.pb onnx/model.onnx "
+        "checkpoint-500/model.safetensors training_args.bin runs/events.out.tfevents.1",
+    ),
+    "a model in shards": (
+        "README.md config.json model.safetensors.index.json model-00001-of-00002.safetensors "
+        "model-00002-of-00002.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json",
+        ".gitattributes pytorch_model-00001-of-00002.bin pytorch_model.bin.index.json sentencepiece.bpe.model",
+    ),
+    "a signed int8 copy of our own": (
+        "README.md config.json spanqa.json model.safetensors model.sig openvino_int8.xml openvino_int8.bin tokenizer.json "
+        "tokenizer_config.json special_tokens_map.json vocab.txt",
+        "record.json predictions.json openvino_model.xml openvino_model.bin",
+    ),
+}
+"""What repositories hold: what is needed to load, copy, sign or run them, and what is left where it is."""
+
+
+@pytest.mark.every_version
+@pytest.mark.parametrize("case", HUB_LISTINGS)
+def test_all_that_a_checkpoint_needs_is_fetched_from_the_hub_and_nothing_else(
+    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the hub's own rule for the patterns that it is given; nothing is downloaded."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    needed, others = (names.split() for names in HUB_LISTINGS[case])
+    fetched: list[str] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        fetched.extend(filter_repo_objects([*needed, *others], allow_patterns=allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert find("org/name") == tmp_path
+    assert sorted(fetched) == sorted(needed)
+
+
+@pytest.mark.parametrize("case", HUB_LISTINGS)
+def test_all_that_a_checkpoint_needs_is_copied_and_nothing_else(case: str, tmp_path: Path) -> None:
+    needed, others = (names.split() for names in HUB_LISTINGS[case])
+    for name in [*needed, *others]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    if "model.safetensors.index.json" in needed:
+        shards = [name for name in needed if name.startswith("model-")]
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
+    (out := tmp_path / "out").mkdir()
+    copy_checkpoint(tmp_path, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(needed)
+
+
 def in_hub_cache(cache: Path, name: str, folder: Path, revision: str = "main") -> Path:
     """Lay a folder out as the hub's cache does."""
     import shutil
@@ -309,6 +372,7 @@ def test_a_model_half_fetched_is_refused(offline: Path, tiny: Callable[..., Path
         open_checkpoint("org/name")
 
 
+@pytest.mark.every_version
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -462,6 +526,7 @@ UNREADABLE = {
 }
 
 
+@pytest.mark.every_version
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_a_folder_that_is_not_whole_is_refused(case: str, tiny_copy: Callable[..., Path]) -> None:
     change, message = UNREADABLE[case]
@@ -527,6 +592,10 @@ UNFITTING = {
         lambda weights: weights[f"{QUERY}.weight"].__setitem__((3, 4), np.nan),
         rf"{QUERY}.weight in .* holds NaN or infinity. The training diverged or the file is damaged",
     ),
+    "NaN in the first layer": (
+        lambda weights: weights["bert.encoder.layer.0.attention.self.query.weight"].__setitem__((0, 0), np.nan),
+        r"layer.0.attention.self.query.weight in .* holds NaN or infinity",
+    ),
     "infinity": (
         lambda weights: weights["bert.embeddings.word_embeddings.weight"].__setitem__((399, 31), -np.inf),
         r"word_embeddings.weight in .* holds NaN or infinity",
@@ -534,8 +603,16 @@ UNFITTING = {
 }  # fmt: skip
 
 
-@every_backend
-@pytest.mark.parametrize("case", UNFITTING)
+@pytest.mark.every_version
+@pytest.mark.parametrize(
+    ("backend", "case"),
+    [
+        (backend, case)
+        for backend in BACKENDS
+        for case in UNFITTING
+        if backend in READERS or case in ("one missing", "another shape", "NaN", "NaN in the first layer", "infinity")
+    ],
+)
 def test_weights_that_do_not_fit_are_refused_by_every_backend(
     case: str, backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend]
 ) -> None:
@@ -546,10 +623,8 @@ def test_weights_that_do_not_fit_are_refused_by_every_backend(
         load(backend, folder)
 
 
-@every_backend
-def test_a_truncated_file_of_weights_is_refused_wherever_it_ends(
-    backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend]
-) -> None:
+def test_a_truncated_file_of_weights_is_refused_wherever_it_ends(tiny_copy: Callable[..., Path]) -> None:
+    """When it is opened, before any backend sees it."""
     path = tiny_copy("bert") / "model.safetensors"
     whole = path.read_bytes()
     (header,) = struct.unpack("<Q", whole[:8])
@@ -558,10 +633,10 @@ def test_a_truncated_file_of_weights_is_refused_wherever_it_ends(
     for cut in cuts:
         path.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match=r"is not a whole safetensors file: .* Fetch or copy it again"):
-            load(backend, path.parent)
+            open_checkpoint(path.parent)
     path.write_bytes(whole + b"\x00")
     with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
-        load(backend, path.parent)
+        open_checkpoint(path.parent)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
@@ -607,7 +682,7 @@ def test_a_header_with_any_bit_flipped_is_refused_or_means_the_same(
 
 
 @pytest.mark.parametrize("head", ["AutoModel", "AutoModelForMaskedLM"])
-@every_backend
+@every_reader
 def test_a_model_without_a_question_answering_head_is_refused(
     head: str, backend: str, tiny_copy: Callable[..., Path], load: Callable[..., Backend], transformers: Any
 ) -> None:

@@ -1,12 +1,12 @@
 """What the README and the documentation show is what happens."""
 
 import doctest
-import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,22 +30,21 @@ def test_python_in_the_documentation_gives_what_it_shows(page: Path) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize(("page", "command", "shown"), COMMANDS)
+@pytest.mark.parametrize(("page", "line", "shown"), COMMANDS)
 def test_commands_in_the_documentation_print_what_it_shows(
-    page: Path, command: str, shown: str, tmp_path: Path
+    page: Path,
+    line: str,
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    command, _, standard_input = command.partition(" < ")
-    _, *arguments = shlex.split(command)
+    line, _, standard_input = line.partition(" < ")
+    _, *arguments = shlex.split(line)
     arguments = [str(tmp_path / "results") if argument == "results" else argument for argument in arguments]
-    done = subprocess.run(
-        [sys.executable, "-m", "spanqa", *arguments],
-        cwd=ROOT,
-        input=(ROOT / standard_input).read_text("utf-8") if standard_input else None,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / standard_input).read_text("utf-8") if standard_input else ""
+    done = command(*arguments, standard_input=text)
     assert done.returncode == 0, done.stderr
     assert without_decimals(done.stdout) == without_decimals(shown)
 

@@ -12,36 +12,26 @@ from types import ModuleType
 import pytest
 
 import spanqa
+from conftest import NAMED, SAMPLE
+from spanqa import errors
 from spanqa.backends.registry import BACKENDS
 from spanqa.extras import installed
 
 SOURCE = Path(spanqa.__file__).parent
 TESTS = Path(__file__).parent
 HEAVY = {
-    "torch", "transformers", "openvino", "jax", "tensorflow", "onnxruntime", "nncf", "ray", "huggingface_hub", "typer",
-    "rich",
+    "torch", "transformers", "openvino", "jax", "tensorflow", "onnxruntime", "nncf", "ray", "pandas", "sklearn", "matplotlib",
+    "huggingface_hub", "urllib3", "requests", "httpx", "typer", "rich",
 }  # fmt: skip
 """What takes long to import: frameworks, and what only the command line or a download needs."""
-CORE = [
-    path
-    for path in sorted([*SOURCE.glob("*.py"), *(SOURCE / "backends").glob("*.py")])
-    if path.stem not in ("__init__", "__main__", "pipelines")
-]
+CORE = sorted([*SOURCE.glob("*.py"), *(SOURCE / "backends").glob("*.py")])
+ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 Matched = set[tuple[str, int]]
 MODULES = [
     ".".join(("spanqa", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
     for path in sorted(SOURCE.rglob("*.py"))
     if path.stem != "__main__"
 ]
-
-
-def loaded_by(code: str) -> set[str]:
-    """The packages that are loaded when the code has run in a fresh interpreter."""
-    program = f"{code}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return set(done.stdout.split())
 
 
 def test_exported_names_are_sorted_and_all_there() -> None:
@@ -55,25 +45,37 @@ def test_exported_names_are_sorted_and_all_there() -> None:
         _ = spanqa.Penmar
 
 
-def test_importing_spanqa_loads_no_framework_and_prints_nothing() -> None:
-    loaded = loaded_by("import spanqa")
-    assert not loaded & (HEAVY | {"numpy", "tokenizers", "safetensors"})
+STEPS = {
+    "import spanqa": "import spanqa",
+    "import the core": "import spanqa.reader, spanqa.squad, spanqa.backends.registry, spanqa.backends.numpy",
+    "ask with numpy": "spanqa.Reader.load(backend='numpy').ask('Who?', 'Anna did.')",
+    "ask with openvino": "spanqa.Reader.load(backend='openvino').ask('Who?', 'Anna did.')",
+}
+"""What one fresh interpreter does, one step after the other."""
 
 
-def test_importing_the_core_loads_no_framework() -> None:
-    loaded = loaded_by("import spanqa.reader, spanqa.squad, spanqa.backends.registry, spanqa.backends.numpy")
-    assert "numpy" in loaded
-    assert not loaded & HEAVY
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, set[str]]:
+    """The packages that are loaded after each step."""
+    show = "print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "\n".join(["import sys", *(f"{code}\n{show}" for code in STEPS.values())])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return {step: set(line.split()) for step, line in zip(STEPS, done.stdout.splitlines(), strict=True)}
 
 
-def test_asking_with_numpy_loads_no_framework() -> None:
-    loaded = loaded_by("import spanqa\nspanqa.Reader.load(backend='numpy').ask('Who?', 'Anna did.')")
-    assert not loaded & HEAVY
+def test_importing_spanqa_loads_no_framework_and_prints_nothing(loaded: dict[str, set[str]]) -> None:
+    assert not loaded["import spanqa"] & (HEAVY | {"numpy", "tokenizers", "safetensors"})
 
 
-def test_asking_with_openvino_loads_it_alone() -> None:
-    loaded = loaded_by("import spanqa\nspanqa.Reader.load(backend='openvino').ask('Who?', 'Anna did.')")
-    assert loaded & HEAVY == {"openvino"}
+def test_importing_the_core_and_asking_with_numpy_load_no_framework(loaded: dict[str, set[str]]) -> None:
+    assert "numpy" in loaded["import the core"]
+    assert not loaded["import the core"] & HEAVY
+    assert not loaded["ask with numpy"] & HEAVY
+
+
+def test_asking_with_openvino_loads_it_alone(loaded: dict[str, set[str]]) -> None:
+    assert loaded["ask with openvino"] & HEAVY == {"openvino"}
 
 
 def imported(name: str) -> ModuleType:
@@ -94,8 +96,9 @@ def test_examples_in_docstrings_are_true(name: str) -> None:
 
 def test_there_are_examples_in_docstrings() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    names = ["spanqa.answers", "spanqa.batches", "spanqa.encoder", "spanqa.spans"]
-    assert all(any(test.examples for test in finder.find(importlib.import_module(name))) for name in names)
+    names = ["spanqa.batches", "spanqa.families", "spanqa.sentences", "spanqa.spans"]
+    without = [name for name in names if not any(test.examples for test in finder.find(importlib.import_module(name)))]
+    assert without == []
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.stem)
@@ -106,29 +109,50 @@ def test_a_core_module_says_what_it_is(path: Path) -> None:
 # --- every message is read by a test
 
 
-def raise_statements() -> Iterator[tuple[str, range]]:
-    """File and lines of every statement in the core that raises an error with a message."""
+def messages() -> Iterator[tuple[str, range]]:
+    """File and lines of every error with a message in the core: raised there, or handed to a future or a list."""
     for path in CORE:
         if path.stem in BACKENDS and not BACKENDS[path.stem].installed:
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.end_lineno):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        raised = {id(node.exc): node for node in nodes if isinstance(node, ast.Raise)}
+        for node in nodes:
+            if not (isinstance(node, ast.Call) and node.args):
                 continue
-            if getattr(node.exc.func, "id", "") != "AssertionError":  # our own mistakes, not the user's
-                yield str(path), range(node.lineno, node.end_lineno + 1)
+            name = getattr(node.func, "id", "")
+            if name in ERRORS or (id(node) in raised and name != "AssertionError"):  # our own mistakes, not the user's
+                statement = raised.get(id(node), node)
+                yield str(path), range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
 
 
 @pytest.mark.last
 def test_every_message_that_the_core_raises_is_matched_by_a_test(
     request: pytest.FixtureRequest, matched: Matched
 ) -> None:
-    """By the tests that ran before: each statement must have raised an error whose text a `pytest.raises` matched."""
+    """By the tests that ran before: a `pytest.raises` must have matched the text of each error."""
+    missing = [name for name in (*BACKENDS, "quantize") if not installed(name)]
+    if missing and set(BACKENDS) <= set(NAMED):
+        pytest.fail(f"SPANQA_TEST_BACKENDS names every backend, but these are not installed: {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"this needs every backend and nncf; these are not installed: {', '.join(missing)}")
     ran = {item.path for item in request.session.items}
-    if request.config.option.keyword or not ran.issuperset(TESTS.glob("test_*.py")):
+    if request.config.option.keyword or SAMPLE or not ran.issuperset(TESTS.glob("test_*.py")):
         pytest.skip("this needs the whole suite to run before it")
-    if not all(map(installed, (*BACKENDS, "quantize"))):
-        pytest.skip("this needs every backend, and nncf")
-    statements = list(raise_statements())
-    assert len(statements) > 60
-    unread = [f"{file}:{lines[0]}" for file, lines in statements if not any((file, line) in matched for line in lines)]
+    found = list(messages())
+    assert len(found) > 120
+    unread = [f"{file}:{lines[0]}" for file, lines in found if not any((file, line) in matched for line in lines)]
     assert unread == []
+
+
+@pytest.mark.parametrize("missing", ["jax", "quantize"])
+def test_that_guard_fails_where_every_backend_is_named_and_one_or_nncf_is_missing(
+    missing: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "installed", lambda name: name != missing)
+    guard = test_every_message_that_the_core_raises_is_matched_by_a_test
+    monkeypatch.setattr(sys.modules[__name__], "NAMED", list(BACKENDS))
+    with pytest.raises(pytest.fail.Exception, match=f"these are not installed: {missing}"):
+        guard(request, set())
+    monkeypatch.setattr(sys.modules[__name__], "NAMED", ["numpy", "openvino"])
+    with pytest.raises(pytest.skip.Exception, match=f"these are not installed: {missing}"):
+        guard(request, set())

@@ -52,12 +52,7 @@ def test_rows_computed_a_few_at_a_time_give_what_they_give_at_once(
         found.append(
             backend.forward(
                 batch,
-                capture=Capture(
-                    (
-                        2,
-                        5,
-                    )
-                ),
+                capture=Capture((2, 5)),
             )
         )
     once, parts = found
@@ -103,8 +98,10 @@ def test_a_session_outlives_the_arrays_it_was_made_from(
 
 
 def test_it_computes_with_the_threads_it_is_given(module: Any, tiny: Callable[..., Path]) -> None:
-    backend: Any = load_backend("onnx", open_checkpoint(tiny("bert")), threads=1)[0]
-    assert backend._sessions.of(None).get_session_options().intra_op_num_threads == 1
+    for threads in (1, 3):  # at least one of them is not what it takes by itself
+        backend: Any = load_backend("onnx", open_checkpoint(tiny("bert")), threads=threads)[0]
+        for capture in (None, Capture((1,))):
+            assert backend._sessions.of(capture).get_session_options().intra_op_num_threads == threads
     backend = load_backend("onnx", open_checkpoint(tiny("bert")))[0]
     assert backend._sessions.of(None).get_session_options().intra_op_num_threads >= 1
 

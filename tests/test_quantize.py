@@ -1,22 +1,28 @@
 """int8 copies: written when they keep F1, refused when they do not."""
 
 import copy
+import hashlib
 import json
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from spanqa.batches import Capture, pack
 from spanqa.calibration import Calibration
+from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError
 from spanqa.evaluate.run import Score
 from spanqa.extras import installed
 from spanqa.quantize import quantize
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
+from spanqa.windows import cut
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HARBOUR = (EXAMPLES / "harbour.txt").read_text("utf-8")
@@ -25,25 +31,25 @@ needs_nncf = pytest.mark.skipif(not installed("quantize"), reason="nncf is not i
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(
+    tmp_path_factory: pytest.TempPathFactory, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> Path:
     """An int8 copy of the bundled model, made on the command line with eight questions."""
     out = tmp_path_factory.mktemp("quantized") / "int8"
-    arguments = [
-        "--data",
-        EXAMPLES / "harbour.json",
-        "--out",
-        out,
-        "--calibration-questions",
-        "4",
-        "--most-f1-lost",
-        "50",
-    ]
-    command = [sys.executable, "-m", "spanqa", "quantize", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ("--data", EXAMPLES / "harbour.json", "--calibration-questions", "4", "--most-f1-lost", "50")
+    done = command("quantize", "--out", out, *options, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["calibration_questions"] == record["measured_questions"] == 4
     return out
+
+
+def compiled_in(backend: Any) -> str:
+    """The float type that an openvino backend computes in, read back from the compiled model."""
+    requests = backend._requests.of(None)
+    request = requests.get()
+    requests.put(request)
+    return str(request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
 
 @needs_nncf
@@ -58,6 +64,8 @@ def test_an_int8_copy_answers_and_says_how_it_was_made(quantized: Path, mini: Re
     assert settings["quantization"]["ffn_outputs"] == "int8"
     assert settings["quantization"]["no_answer_threshold"] == reader.answers.no_answer_threshold
     assert reader.backend.dtype == "int8"
+    auto = Reader.load(quantized).backend.dtype
+    assert compiled_in(reader.backend) == {"bf16": "bf16", "fp32": "f32"}[auto], "floats between the integers"
 
 
 @needs_nncf
@@ -72,17 +80,22 @@ def test_the_floats_of_an_int8_copy_are_those_of_the_model(quantized: Path, mini
 
 @needs_nncf
 def test_attention_of_an_int8_copy_is_looked_at_in_floats(quantized: Path, mini: Reader) -> None:
-    from spanqa.batches import Capture, pack
-
     reader = Reader.load(quantized, dtype="int8")
-    [[window]] = mini._cut("Who built the first pier?", [mini.prepare(HARBOUR)])
+    tokenizer = mini.checkpoint.tokenizer
+    [[window]] = cut("Who built the first pier?", [tokenizer.prepare(HARBOUR)], tokenizer, mini.windows)
     attention = reader.backend.forward(pack([[window]]), capture=Capture((0,))).attention
     assert attention is not None
-    assert attention[0].shape == (1, 12, len(window), len(window))
+    assert [array.shape for array in attention[0]] == [(12, len(window), len(window))]
+    expected = mini.backend.forward(pack([[window]]), capture=Capture((0,))).attention
+    assert expected is not None
+    tolerance = 1e-5 if compiled_in(reader.backend) == "f32" else 0.02  # measured: 1e-6, and 0.004 in bf16
+    np.testing.assert_allclose(attention[0][0], expected[0][0], rtol=0, atol=tolerance)
 
 
 @needs_nncf
-def test_a_copy_that_loses_too_much_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_loses_too_much_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]
+) -> None:
     scored: list[str] = []
 
     def score(reader: Reader, examples: Sequence[Example]) -> Score:
@@ -92,7 +105,7 @@ def test_a_copy_that_loses_too_much_is_not_written(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("spanqa.quantize.score", score)
     with pytest.raises(AccuracyLostError, match=r"int8 lowers F1 from 90.00 to 80.00.* At most 1 points may be lost"):
         quantize(
-            "spanqa-mini",
+            tiny("bert"),
             read_squad(EXAMPLES / "harbour.json"),
             tmp_path / "out",
             data_sha256="",
@@ -133,4 +146,69 @@ def test_a_damaged_int8_graph_is_told(tmp_path: Path, mini: Reader) -> None:
     shutil.copytree(mini.checkpoint.path, folder)
     (folder / "openvino_int8.xml").write_text("<net>")
     with pytest.raises(CheckpointError, match=r"(?s)openvino_int8.xml' cannot be read: .* Quantize the model again"):
+        Reader.load(folder, dtype="int8")
+
+
+# --- which weights a graph was made from
+
+
+@pytest.fixture
+def with_graph(tiny_copy: Callable[..., Path]) -> Callable[[str | None], Path]:
+    """`with_graph(hash)` is a model folder with a graph that says it was made from the weights of that hash.
+
+    The graph computes in floats, which is nobody's business here, and needs no NNCF.
+    """
+    import openvino
+
+    from spanqa.backends.openvino import build_graph
+
+    def folder(made_from: str | None) -> Path:
+        path = tiny_copy("bert")
+        graph = build_graph(open_checkpoint(path))
+        if made_from is not None:
+            graph.set_rt_info(made_from, ["spanqa", "weights_sha256"])
+        openvino.save_model(graph, path / "openvino_int8.xml")
+        return path
+
+    return folder
+
+
+def needs_int8() -> None:
+    import openvino
+
+    if "INT8" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no int8")
+
+
+def test_a_graph_made_from_the_weights_beside_it_is_run(
+    with_graph: Callable[[str | None], Path], tiny: Callable[..., Path]
+) -> None:
+    needs_int8()
+    digest = hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest()
+    assert Reader.load(with_graph(digest), dtype="int8").backend.dtype == "int8"
+
+
+def test_a_graph_beside_other_weights_is_refused(with_graph: Callable[[str | None], Path]) -> None:
+    needs_int8()
+    folder = with_graph("0123456789abcdef" * 4)
+    message = r"openvino_int8.xml' was made from weights with the hash 0123456789ab. The weights beside it have the hash [0-9a-f]{12}\."
+    with pytest.raises(CheckpointError, match=message):
+        Reader.load(folder, dtype="int8")
+    assert Reader.load(folder, dtype="fp32").backend.dtype == "fp32"
+
+
+def test_a_graph_that_does_not_say_what_it_was_made_from_is_refused(with_graph: Callable[[str | None], Path]) -> None:
+    needs_int8()
+    with pytest.raises(
+        CheckpointError, match=r"was made from weights whose hash it does not store. .* Quantize the model again"
+    ):
+        Reader.load(with_graph(None), dtype="int8")
+
+
+@needs_nncf
+def test_weights_replaced_after_quantizing_are_refused(quantized: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "model"))
+    weights = {name: 1.01 * array for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"openvino_int8.xml' was made from weights with the hash"):
         Reader.load(folder, dtype="int8")

@@ -225,14 +225,8 @@ class Tokenizer:
         """
         if not isinstance(text, str):
             raise InputError(f"Expected a text, got {type(text).__name__}: {text!r:.60}.")
-        try:
-            return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
-        except (TypeError, UnicodeEncodeError):  # how tokenizers says that a string cannot be written
-            position = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-            raise InputError(
-                f"The text holds half a surrogate pair ({text[position]!r}) at position {position}; "
-                "it is not valid Unicode. Remove it, or decode the text with errors='replace'."
-            ) from None
+        _check_unicode(text)
+        return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of several texts, as `encode` does, in one call of the library that finds the ids alone.
@@ -242,10 +236,9 @@ class Tokenizer:
         """
         if len(texts) == 1:
             return [self.encode(texts[0])]
-        try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            return [self.encode(text) for text in texts]  # one of these raises, and says which
+        for text in texts:
+            _check_unicode(text)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 
     def prepare(self, text: str | Passage, source: str | None = None) -> Passage:
@@ -286,6 +279,17 @@ class Tokenizer:
                 self._cached_bytes += _bytes(passage)
             while self._cached_bytes > CACHED_BYTES and len(self._passages) > 1:
                 self._cached_bytes -= _bytes(self._passages.popitem(last=False)[1])
+
+
+def _check_unicode(text: str) -> None:
+    """Refuse half a surrogate pair; libraries differ in what they make of one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The text holds half a surrogate pair ({text[error.start]!r}) at position {error.start}; "
+            "it is not valid Unicode. Remove it, or decode the text with errors='replace'."
+        ) from None
 
 
 def _bytes(passage: Passage) -> int:

@@ -2,8 +2,9 @@
 
 Run it with the python of the reference environment (``scripts/make_hf4_env``)::
 
-    .venv-hf4/bin/python tests/golden/make_pipeline_golden.py            # write the file
-    .venv-hf4/bin/python tests/golden/make_pipeline_golden.py --check    # compare with it
+    python=$(scripts/make_hf4_env)/bin/python
+    $python tests/golden/make_pipeline_golden.py            # write the file
+    $python tests/golden/make_pipeline_golden.py --check    # compare with it
 
 It loads ``src/spanqa/models/spanqa-mini`` in float32 and writes
 ``tests/golden/pipeline-4.57.6-<first 12 hex digits of the sha256 of model.safetensors>.json``.
@@ -1430,10 +1431,13 @@ def make_golden():
     return {"made_by": made_by, "passages": PASSAGES, "calls": calls}
 
 
+TOLERANCE = 2e-5  # float32 sums in another order; measured between a Xeon with AMX and an EPYC: up to 7e-6
+
+
 def differences(old, new, where=""):
-    """Places where two contents differ by more than 1e-6 in a number, or at all otherwise."""
+    """Places where two contents differ by more than the tolerance in a number, or at all otherwise."""
     if isinstance(old, float) and isinstance(new, float):
-        return [] if abs(old - new) <= 1e-6 else [f"{where}: {old} / {new}"]
+        return [] if abs(old - new) <= TOLERANCE else [f"{where}: {old} / {new}"]
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         return [d for key in old for d in differences(old[key], new[key], f"{where}/{key}")]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
