@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def ask_short() -> tuple[float, Any]:
     return timed(lambda: [model.ask("Who built the pier?", text).text for _ in range(300)])
 
 
-class Instant:
+class InstantBackend:
     """Logits that are there at once: what is left is the work of Python."""
 
     name, device, dtype, batches_at_once = "instant", "cpu", "fp32", 1
@@ -96,25 +97,67 @@ class Instant:
         noise = self.noise[: batch.input_ids.size].reshape(batch.input_ids.shape)
         return SpanLogits(noise, noise)
 
+    def logits(self, windows: Any) -> Any:
+        """What an engine that answers at once would return."""
+        try:
+            from spanqa.batches import WindowLogits
+        except ImportError:
+            from spanqa.spans import WindowLogits
+        sizes = (window.stop - window.first for window in windows)
+        return [
+            WindowLogits(window.first, self.noise[:size], self.noise[1 : size + 1], 0.5, 0.5)
+            for window, size in zip(windows, sizes, strict=True)
+        ]
 
-def instant() -> Any:
+
+class InstantEngine:
+    """An engine whose futures are done when it returns them."""
+
+    layout, closed = "padded", False
+
+    def __init__(self, backend: InstantBackend) -> None:
+        self.backend = backend
+
+    def submit(self, windows: Any, **_: Any) -> Any:
+        future: Any = Future()
+        future.set_result(self.backend.logits(windows))
+        return future
+
+
+def instant(*, engine: bool) -> Any:
+    """A reader whose backend, or whose whole engine, answers at once."""
     from spanqa import Reader
     from spanqa.checkpoint import open_checkpoint
 
-    return Reader(open_checkpoint("spanqa-mini"), Instant())
+    backend = InstantBackend()
+    model = Reader(open_checkpoint("spanqa-mini"), backend)
+    if engine and hasattr(model, "engine"):
+        model.engine = InstantEngine(backend)
+    elif engine:  # before there was one, these steps were the reader's
+        model._run = lambda rows: backend.logits([window for row in rows for window in row])
+    return model
+
+
+def ask_all(model: Any) -> tuple[float, Any]:
+    """The median time of seven passes over questions on cached passages."""
+    pairs = [(each.question, each.passage) for each in examples()[:OVERHEAD]]
+    passes = [timed(lambda: [answer.text for answer in model.ask_many(pairs)]) for _ in range(8)]
+    return statistics.median(seconds for seconds, _ in passes[1:]), passes[0][1]
 
 
 def overhead() -> tuple[float, Any]:
     """Questions on cached passages, with an engine that answers at once."""
-    model = instant()
-    pairs = [(each.question, each.passage) for each in examples()[:OVERHEAD]]
-    list(model.ask_many(pairs))
-    return timed(lambda: [answer.text for answer in model.ask_many(pairs)])
+    return ask_all(instant(engine=True))
+
+
+def overhead_with_engine() -> tuple[float, Any]:
+    """The same, with the real engine and a backend that answers at once."""
+    return ask_all(instant(engine=False))
 
 
 def rank_five() -> tuple[float, Any]:
     """`rank` over 500 passages with top_k=5, its time over that with top_k=1, with an engine that answers at once."""
-    model = instant()
+    model = instant(engine=True)
     texts = list(dict.fromkeys(each.passage for each in examples()))[:500]
     passages = [model.prepare(text) for text in texts]
     times: dict[int, list[float]] = {1: [], 5: []}
@@ -140,7 +183,17 @@ def load_large() -> tuple[float, Any]:
 
 CONTENDERS = {
     each.__name__: each
-    for each in (file_order, random_order, long_text, ask_short, overhead, rank_five, cold_start, load_large)
+    for each in (
+        file_order,
+        random_order,
+        long_text,
+        ask_short,
+        overhead,
+        overhead_with_engine,
+        rank_five,
+        cold_start,
+        load_large,
+    )  # fmt: skip
 }
 
 

@@ -12,18 +12,19 @@ It does not run the model; it is given the logits.
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.batches import WindowLogits
-from spanqa.calibration import Calibration, Probabilities, log_sum_exp
+from spanqa.calibration import Calibration, Probabilities, exponentials, log_sum_exp
 from spanqa.errors import InputError
 from spanqa.sentences import context_around, sentence_around
-from spanqa.spans import Span, distinct_spans, forbid_blank, passage_band
+from spanqa.spans import Span, Taken, distinct_spans, forbid_blank, passage_band
 from spanqa.tokens import Passage
 
 
@@ -161,24 +162,32 @@ def rank_spans(
 
     `logits` holds the windows of each passage. Equal scores are settled by the order of the passages, then by place.
     """
+    temperature = calibration.temperature
     masses: list[float] = []
-    kept: list[tuple[float, int, NDArray[np.float32]]] = []  # the top_k spans lie in the top_k passages
+    kept: list[_Ranked] = []  # the top_k spans lie in the top_k passages
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
-        band = margins(passage, windows, settings.max_answer_tokens)
-        best = band.item(band.argmax()) if band.size else -math.inf
-        masses.append(log_sum_exp(band, calibration.temperature, best))
-        if best > -math.inf:
-            heapq.heappush(kept, (best, -index, band))
+        scores = margins(passage, windows, settings.max_answer_tokens)
+        spans = distinct_spans(scores, passage.tokens.offsets, top_k)
+        first = next(spans, None)
+        if first is not None:
+            best = first[0].score
+            weights = exponentials(scores, temperature, best)
+            masses.append(best / temperature + math.log(float(weights.sum())))
+            heapq.heappush(kept, (best, -index, chain((first,), spans), scores, weights))
             if len(kept) > top_k:
                 heapq.heappop(kept)
     found: list[tuple[float, int, Span, float]] = []
     least = kept[0][0] if len(kept) == top_k else -math.inf
-    for _, minus_index, band in kept:
-        for span, taken in distinct_spans(band, passages[-minus_index].tokens.offsets, top_k):
+    for best, minus_index, spans, scores, weights in kept:
+        for span, rows, taken in spans:
             if span.score < least:
                 break
-            mass = log_sum_exp(taken, calibration.temperature, span.score)
-            found.append((-span.score, -minus_index, span, mass))
+            mass = float(weights[rows][taken].sum())
+            if mass > 0:
+                log_mass = best / temperature + math.log(mass)
+            else:  # so far below the best that float32 cannot hold it
+                log_mass = log_sum_exp(scores[rows][taken], temperature)
+            found.append((-span.score, -minus_index, span, log_mass))
     found.sort(key=lambda item: item[:2])
     best = -found[0][0] if found else -math.inf
     total = masses[0] if len(masses) == 1 else log_sum_exp(np.array(masses))
@@ -189,10 +198,15 @@ def rank_spans(
     return Ranking(answers, best, probabilities.of_no_answer)
 
 
+_Ranked = tuple[float, int, "Iterator[Taken]", NDArray[np.float32], NDArray[np.float32]]
+"""M* of a passage, minus its index, its spans, and of every span M(q) and exp((M(q) - M*) / T): float32 `[token, length]`."""
+
+
 def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int) -> NDArray[np.float32]:
     """Return M(p) of every span of a passage, by first token and length; -inf where no answer can be."""
     band = passage_band(windows, len(passage.tokens), max_answer_tokens)
-    forbid_blank(band, passage.tokens.offsets)
+    if passage.tokens.has_blank:
+        forbid_blank(band, passage.tokens.offsets)
     return band
 
 

@@ -58,16 +58,17 @@ class Probabilities:
         return (1 - self.of_no_answer) * math.exp(min(0.0, log_mass - self.log_mass))
 
 
-def log_sum_exp(values: NDArray[Any], temperature: float = 1.0, largest: float | None = None) -> float:
-    """Return log(sum(exp(values / temperature))) without overflow; -inf for no values at all.
-
-    `largest` is the largest value, where it is known.
-    """
-    top = float(values.max(initial=-np.inf)) if largest is None else largest
+def log_sum_exp(values: NDArray[Any], temperature: float = 1.0) -> float:
+    """Return log(sum(exp(values / temperature))) without overflow; -inf for no values at all."""
+    top = float(values.max(initial=-np.inf))
     if top == -math.inf:
         return top
-    shifted = values - top
+    return top / temperature + math.log(float(exponentials(values, temperature, top).sum()))
+
+
+def exponentials(values: NDArray[Any], temperature: float, largest: float) -> NDArray[Any]:
+    """Return exp((values - largest) / temperature), which cannot overflow."""
+    shifted = values - largest
     if temperature != 1:
         shifted *= 1 / temperature
-    np.exp(shifted, out=shifted)
-    return top / temperature + math.log(float(np.add.reduce(shifted, None)))  # in pairs, so that float32 suffices
+    return np.exp(shifted, out=shifted)

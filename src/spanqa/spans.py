@@ -28,6 +28,10 @@ class Span:
     score: float
 
 
+Taken = tuple[Span, slice, NDArray[np.bool_]]
+"""A span, and which spans of a band it takes with it: a slice of the band's rows, and a mask of these."""
+
+
 def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_tokens: int) -> NDArray[np.float32]:
     """Return start logit + end logit of every span, by first token and length: float32 `[token, length]`.
 
@@ -59,24 +63,24 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
     return band
 
 
-def distinct_spans(
-    band: NDArray[np.float32], offsets: NDArray[np.int32], count: int
-) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+def distinct_spans(band: NDArray[np.float32], offsets: NDArray[np.int32], count: int) -> Iterator[Taken]:
     """Yield the best `count` spans that share no character with each other, best first.
 
-    Each span comes with the scores of the spans that it takes, its own included: all spans that overlap it in characters (two
-    tokens can be parts of one character) and that no better span has taken. If the iterator is used to the end, every span of
-    the band is taken once. Equal scores are ordered by the earlier start, then by the shorter span. `offsets` are those of `Tokens`.
+    Each span takes, itself included, all spans that overlap it in characters (two tokens can be parts of one character) and that no
+    better span has taken. If the iterator is used to the end, every span of the band is taken once. Equal scores are ordered by
+    the earlier start, then by the shorter span. `offsets` are those of `Tokens`.
     """
     for left in range(count, 0, -1):
         if not band.size:
             return
         first, extent = divmod(int(band.argmax()), band.shape[1])
-        last, score = first + extent, float(band[first, extent])
+        score = band.item(first, extent)
         if score == -np.inf:
             return
-        rows, taken = overlapping(band.shape, offsets, first, last)
-        yield Span(first, last, score), band[rows][taken]
+        rows, taken = overlapping(band.shape, offsets, first, first + extent)
+        if left < count:
+            taken &= band[rows] > IMPOSSIBLE
+        yield Span(first, first + extent, score), rows, taken
         if left == count > 1:
             band = band.copy()
         if left > 1:

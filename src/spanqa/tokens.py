@@ -42,7 +42,7 @@ class Tokens:
     Offsets and words are converted when they are first asked for.
     """
 
-    __slots__ = ("_encoding", "_offsets", "_text", "_words", "ids")
+    __slots__ = ("_blank", "_encoding", "_offsets", "_text", "_words", "ids")
 
     def __init__(
         self, ids: NDArray[np.int32], offsets: NDArray[np.int32], words: NDArray[np.int32] | None = None
@@ -52,13 +52,14 @@ class Tokens:
         self._words: NDArray[np.int32] | None = np.full(len(ids), -1, np.int32) if words is None else words
         self._encoding: Any = None
         self._text = ""
+        self._blank: bool | None = None
 
     @classmethod
     def from_encoding(cls, text: str, encoding: Any) -> "Tokens":
         """Return the tokens of a text that `tokenizers` has encoded without special tokens."""
         tokens = cls.__new__(cls)
         tokens.ids = np.array(encoding.ids, np.int32)
-        tokens._offsets = tokens._words = None
+        tokens._offsets = tokens._words = tokens._blank = None
         tokens._encoding, tokens._text = encoding, text
         return tokens
 
@@ -67,7 +68,7 @@ class Tokens:
         """Return the tokens of a text of which only the ids are known; for offsets and words it is encoded again."""
         tokens = cls.__new__(cls)
         tokens.ids = np.array(ids, np.int32)
-        tokens._offsets = tokens._words = None
+        tokens._offsets = tokens._words = tokens._blank = None
         tokens._encoding, tokens._text = tokenizer, text
         return tokens
 
@@ -89,6 +90,13 @@ class Tokens:
             self._convert()
         assert self._words is not None
         return self._words
+
+    @property
+    def has_blank(self) -> bool:
+        """Whether some token stands for no visible character."""
+        if self._blank is None:
+            self._blank = bool((self.offsets[:, 0] >= self.offsets[:, 1]).any())
+        return self._blank
 
     def first(self, count: int) -> "Tokens":
         """Return the first `count` tokens; all where there are no more."""

@@ -226,8 +226,8 @@ def _log_share(
     best = next(distinct_spans(band, passage.tokens.offsets, 1), None)
     if best is None:
         return None
-    _, taken = best
-    legal = band[np.isfinite(band)]
+    _, rows, mask = best
+    taken, legal = band[rows][mask], band[np.isfinite(band)]
     return np.array([log_sum_exp(taken, each) - log_sum_exp(legal, each) for each in temperatures])
 
 
