@@ -193,7 +193,7 @@ CONTENDERS = {
         rank_five,
         cold_start,
         load_large,
-    )  # fmt: skip
+    )
 }
 
 

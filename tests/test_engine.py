@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -87,10 +87,10 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.001)
 
 
-def held(backend: Echo, engine: Engine) -> "Future[list[WindowLogits]]":
+def held(backend: Echo, engine: Engine, windows: int = 2) -> "Future[list[WindowLogits]]":
     """Keep the one worker busy with a batch that waits for the gate."""
     backend.gate.clear()
-    first = engine.submit([window(90, 1), window(90, 1)])  # two batches, so that a thread runs them
+    first = engine.submit([window(90, 1)] * windows)  # several batches, so that a thread runs them
     until(lambda: backend.began)
     return first
 
@@ -268,7 +268,67 @@ def test_a_request_larger_than_the_whole_queue_is_taken_when_nothing_waits(monke
         assert len(engine.submit([window(90) for _ in range(9)], wait=False).result(30)) == 9
 
 
+def test_waiting_for_several_futures_ends_when_one_was_cancelled() -> None:
+    backend = Echo()
+    with Engine(backend) as engine:
+        first = held(backend, engine)
+        cancelled, read = engine.submit([window(90, 2)]), engine.submit([window(90, 3)])
+        cancelled.cancel()
+        backend.gate.set()
+        done, waiting = wait([first, cancelled, read], timeout=20)
+    assert waiting == set() and cancelled in done
+
+
+def test_what_was_cancelled_makes_room_in_a_full_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "QUEUE_BATCHES", 2)
+    backend = Echo()
+    with Engine(backend) as engine:
+        held(backend, engine)
+        engine.submit([window(90, 2)]).cancel()
+        engine.submit([window(90, 3)], wait=False)
+        backend.gate.set()
+
+
+def test_a_callback_may_submit_again_from_whichever_thread_it_runs_in() -> None:
+    backend = Echo(at_once=2)
+    again: list[Future[list[WindowLogits]]] = []
+    with Engine(backend) as engine:
+        for windows in ([window(20)], [window(90) for _ in range(6)]):  # inline, and in the engine's threads
+            engine.submit(windows).add_done_callback(lambda _: again.append(engine.submit([window(30, 8)])))
+        until(lambda: len(again) == 2)
+        for future in again:
+            assert future.result(30)[0].start[0] == 8
+        until(lambda: not engine._work._running)
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "flat"])
+def test_merged_batches_keep_to_the_budget(layout: BatchLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PACKED_COLS", 64)
+    backend = Echo(batch_tokens=200, layouts=("padded", "packed", "flat"))
+    draw = random.Random(0)
+    with Engine(backend, layout) as engine:
+        held(backend, engine, 6)
+        lengths = [draw.randint(5, 100) for _ in range(60)]
+        futures = [engine.submit([window(length, 2)]) for length in lengths]
+        backend.gate.set()
+        for future in futures:
+            future.result(30)
+    assert all(rows * cols <= 200 or rows == 1 for rows, cols in backend.shapes)
+    if layout == "packed":
+        assert {cols for _, cols in backend.shapes} <= {64, *(length for length in (*lengths, 90) if length > 64)}
+
+
 # --- errors
+
+
+def test_a_keyboard_interrupt_in_the_callers_own_thread_reaches_the_caller() -> None:
+    backend = Echo()
+    backend.forward = lambda batch, **_: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[assignment, misc]
+    engine = Engine(backend)
+    with pytest.raises(KeyboardInterrupt):
+        engine.submit([window(20)])
+    backend.forward = Echo().forward  # type: ignore[method-assign]
+    assert len(engine.submit([window(20)]).result(10)) == 1
 
 
 def test_what_the_backend_raises_goes_to_the_requests_of_that_batch_alone() -> None:
@@ -313,7 +373,7 @@ def test_closing_drops_what_waits_and_waits_for_what_runs() -> None:
     waiting = engine.submit([window(90, 2)])
     Thread(target=lambda: (time.sleep(0.05), backend.gate.set())).start()
     engine.close()
-    assert engine.closed and engine._work._running == 0
+    assert engine.closed and not engine._work._running
     for future in (running, waiting):
         with pytest.raises(ClosedError, match="The reader was closed before these windows were read"):
             future.result(0)
@@ -321,6 +381,21 @@ def test_closing_drops_what_waits_and_waits_for_what_runs() -> None:
         engine.submit([window(20)])
     engine.close()
     assert len(backend.began) == 1
+
+
+def test_closing_waits_for_a_batch_in_a_callers_own_thread() -> None:
+    backend = Echo()
+    backend.gate.clear()
+    engine = Engine(backend)
+    done: list[Any] = []
+    caller = Thread(target=lambda: done.append(engine.submit([window(20)]).result(0)))
+    caller.start()
+    until(lambda: backend.began)
+    Thread(target=lambda: (time.sleep(0.05), backend.gate.set())).start()
+    engine.close()
+    caller.join(10)
+    assert len(done) == 1
+    assert not engine._work._running
 
 
 def test_an_engine_that_nobody_holds_ends_its_threads_and_lets_go_of_the_backend() -> None:

@@ -3,7 +3,6 @@
 `test_house.py` fails when an error of the core has a message that no test matches.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from spanqa.reader import Reader
 
 def test_a_forked_process_that_cannot_load_again_is_told(mini: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(mini.backend)
-    monkeypatch.setattr(os, "getpid", lambda: -1)
+    monkeypatch.setattr(engine, "_forked", True)
     with pytest.raises(
         BackendError, match="This process was forked after the model was loaded, and backend 'openvino' does"
     ):
