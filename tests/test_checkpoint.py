@@ -449,7 +449,7 @@ TEMPLATE = {
 }
 
 UNREADABLE = {
-    "no config": (remove("config.json"), "has no config.json. It tells the architecture; is this a model folder"),
+    "no config": (remove("config.json"), "has no config.json. It names the architecture. Is this a model folder"),
     "config that is no JSON": (
         write("config.json", "{model_type: bert}"),
         "config.json' is not JSON: Expecting property",

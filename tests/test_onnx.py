@@ -103,7 +103,7 @@ def test_it_computes_with_the_threads_it_is_given(module: Any, tiny: Callable[..
         for capture in (None, Capture((1,))):
             assert backend._sessions.of(capture).get_session_options().intra_op_num_threads == threads
     backend = load_backend("onnx", open_checkpoint(tiny("bert")))[0]
-    assert backend._sessions.of(None).get_session_options().intra_op_num_threads >= 1
+    assert backend._sessions.of(None, backend._make_session).get_session_options().intra_op_num_threads >= 1
 
 
 def test_one_session_with_attention_is_kept(module: Any, mini: Checkpoint, batch: Batch) -> None:

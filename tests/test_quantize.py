@@ -46,7 +46,7 @@ def quantized(
 
 def compiled_in(backend: Any) -> str:
     """The float type that an openvino backend computes in, read back from the compiled model."""
-    requests = backend._requests.of(None)
+    requests = backend._requests.of(None, backend._compile)
     request = requests.get()
     requests.put(request)
     return str(request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name())

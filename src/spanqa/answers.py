@@ -30,7 +30,7 @@ from spanqa.tokens import Passage
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """`max_answer_tokens`: no longer span is an answer. `no_answer_threshold`: below this score the answer is empty."""
+    """`max_answer_tokens`: spans longer than this are not answers. `no_answer_threshold`: below this score the answer is empty."""
 
     max_answer_tokens: int = 30
     no_answer_threshold: float = 0.0
@@ -47,7 +47,7 @@ NoAnswer = Literal["auto", "on", "off"]
 
 
 def least_score(settings: AnswerSettings, no_answer: NoAnswer = "auto", threshold: float | None = None) -> float:
-    """Return the score from which on there is an answer: `threshold` where given, else what `no_answer` says.
+    """Return the least score of an answer: `threshold` where given, else what `no_answer` says.
 
     Raises:
         InputError: there is no such `no_answer`, or a threshold is given though it is off.

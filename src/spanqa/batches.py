@@ -197,7 +197,7 @@ def alike(length: int, longest: int) -> bool:
 def plan(lengths: Iterable[int], budget_tokens: int) -> list[list[int]]:
     """Group windows, given by their lengths, so that a padded batch has at most `budget_tokens` with its padding.
 
-    Sorted by length, so that a batch holds windows of like length: none is shorter than half of the longest. A window longer
+    Sorted by length, so that a batch holds windows of similar length: none is shorter than half of the longest. A window longer
     than the budget goes alone. The batches come longest first, as the positions of the lengths given.
 
         >>> plan([5, 2, 9, 2, 4], budget_tokens=10)

@@ -184,7 +184,7 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
         CheckpointError: something is missing, damaged or contradictory; the message says what and where.
     """
     path = find(model, revision)
-    config = read_object(path / CONFIG, "It tells the architecture; is this a model folder?")
+    config = read_object(path / CONFIG, "It names the architecture. Is this a model folder?")
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(
             f'{_show(path / CONFIG)} lacks "model_type", which names the architecture (such as "bert").'
@@ -204,8 +204,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not (path / SETTINGS).exists():
         return {}
     settings = read_object(path / SETTINGS)
-    if settings.pop("format", None) != FORMAT:
-        found = read_object(path / SETTINGS).get("format")
+    found = settings.pop("format", None)
+    if found != FORMAT:
         raise CheckpointError(
             f"{_show(path / SETTINGS)} has the format {found!r}; this version reads {FORMAT!r}. Upgrade spanqa."
         )
@@ -228,7 +228,7 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
         write_json(path / SETTINGS, {"format": FORMAT, **settings})
     except OSError as error:
         raise InputError(
-            f"{_show(path / SETTINGS)} cannot be written: {error.strerror}. Copy the model to a folder of yours."
+            f"{_show(path / SETTINGS)} cannot be written: {error.strerror}. Copy the model to a folder that you can write to."
         ) from None
 
 

@@ -162,6 +162,7 @@ class Engine:
                     f"This process was forked after the model was loaded, and backend {self.backend.name!r} does not work here. Load "
                     "the model in this process, or start processes with multiprocessing's 'spawn'."
                 )
+            _OF_PARENT.append(self.backend)
             self.backend = self.rebuild()
             self._start()
             self._forked = False
@@ -179,6 +180,7 @@ class Engine:
 
 
 _ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_OF_PARENT: list[Backend] = []  # in a forked child: destroying these would wait for threads that do not exist here
 
 
 def _mark_forked() -> None:

@@ -1,4 +1,4 @@
-"""How long work reports its progress: one protocol for all of it, drawn by whoever gave it."""
+"""How long work reports its progress: one protocol for all of it, shown by the caller that passed it."""
 
 from typing import Protocol
 

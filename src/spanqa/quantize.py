@@ -13,7 +13,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from spanqa.checkpoint import (
 from spanqa.errors import AccuracyLostError, InputError
 from spanqa.evaluate.run import score
 from spanqa.extras import require
+from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.squad import Example
 from spanqa.windows import cut
@@ -61,7 +62,7 @@ def quantize(
     revision: str | None = None,
     calibration_questions: int = 200,
     most_f1_lost: float = 1.0,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Quantized:
     """Write a copy of a model with an int8 graph beside its weights, and return what was measured.
 
@@ -83,10 +84,9 @@ def quantize(
             "to measure. Give more questions, or lower the number of calibration questions."
         )
     require("quantize")
-    report = progress or (lambda _: None)
     shuffled = random.Random(0).sample(list(examples), len(examples))
     shown, measured = shuffled[:calibration_questions], shuffled[calibration_questions:]
-    report("measuring the original model")
+    progress(0, 3, "measuring the original model")
     reader = Reader.load(model, backend="openvino", dtype="fp32", revision=revision)
     checkpoint = reader.checkpoint
     before = score(reader, measured)
@@ -96,10 +96,11 @@ def quantize(
         folder.mkdir()
         copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE, INT8_GRAPH, INT8_WEIGHTS))
         for ffn_outputs in ("int8", "floats"):
-            report(f"quantizing, feed-forward outputs in {ffn_outputs}")
+            progress(1, 3, f"quantizing, feed-forward outputs in {ffn_outputs}")
             engine = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
-            report("measuring the quantized model")
-            after = score(_reader(folder), measured)
+            progress(2, 3, "measuring the quantized model")
+            with _reader(folder) as quantized:
+                after = score(quantized, measured)
             if before.f1 - after.f1 <= most_f1_lost:
                 break
         else:
@@ -119,6 +120,7 @@ def quantize(
         )
         _write_settings(folder, checkpoint, done)
         folder.rename(out)
+    progress(3, 3)
     return done
 
 

@@ -10,6 +10,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
 from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
@@ -89,7 +90,8 @@ class Reader:
         chosen, reason = load()
         rebuild = (lambda: load()[0]) if BACKENDS[chosen.name].after_fork else None
         reader = cls(checkpoint, chosen, reason, layout, rebuild=rebuild)
-        reader._source = (os.fspath(model), backend, device, dtype, revision, threads, layout)
+        source = str(checkpoint.path.resolve()) if Path(model).is_dir() else os.fspath(model)
+        reader._source = (source, backend, device, dtype, revision, threads, layout)
         return reader
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -250,8 +252,7 @@ class Reader:
         Raises:
             InputError: as `rank`.
         """
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
+        _check_top_k(top_k)
         given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
         return self.decode(next(self.forward([(question, given)])), top_k=top_k)
 
@@ -278,14 +279,18 @@ class Reader:
             InputError: a question is empty, too long or not a string, or a passage is not a string.
             BackendError: the logits are not numbers.
         """
-        _check_errors(errors)
         for _, reading in read_stream(iter(questions), self.engine, self.checkpoint.tokenizer, self.windows):
             if errors == "raise" and not isinstance(reading, Reading):
                 raise reading
             yield reading
 
     def decode(self, reading: Reading, *, top_k: int = 1) -> Ranking:
-        """Return the best spans of a reading with their probabilities."""
+        """Return the best spans of a reading with their probabilities.
+
+        Raises:
+            InputError: `top_k` is below 1.
+        """
+        _check_top_k(top_k)
         return rank_spans(
             reading.passages, reading.logits, top_k=top_k, settings=self.answers, calibration=self.calibration
         )
@@ -295,6 +300,11 @@ class Reader:
         if not (isinstance(min_probability, (int, float)) and 0 <= min_probability <= 1):
             raise InputError(f"min_probability is {min_probability!r}; expected a number from 0 to 1.")
         return least_score(self.answers, no_answer, threshold), min_probability
+
+
+def _check_top_k(top_k: int) -> None:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
 
 
 def _check_errors(errors: Errors) -> Errors:

@@ -6,7 +6,7 @@ cannot be read costs that item alone; an error of the stream itself is raised af
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -71,10 +71,10 @@ def read_stream(
                 size = min(2 * size, LARGEST_CHUNK)
             # One chunk is read while the next is encoded; the first one does not wait for that.
             if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
-                chunk = running.popleft()
-                yield from _readings(chunk, engine)
-                if chunk.broken is not None:
-                    raise chunk.broken
+                yield from _readings(running[0], engine)
+                broken = running.popleft().broken
+                if broken is not None:
+                    raise broken
     finally:
         for chunk in running:
             chunk.logits.cancel()
@@ -94,14 +94,20 @@ def _take(
         except Exception as error:  # the caller's own: the items before it are answered first
             return items, False, error
         try:
-            passages = tuple(map(tokenizer.prepare, given))
+            passages = _passages(given, tokenizer)
             items.append(Item(question if isinstance(question, Tokens) else check_question(question), passages))
         except InputError as error:
             items.append(Item(question, error=error))
             continue
         tokens += sum(len(passage.tokens) for passage in passages)
-        characters += sum(len(passage.text) for passage in passages)
+        characters += len(question) + sum(len(passage.text) for passage in passages)
     return items, True, None
+
+
+def _passages(given: Sequence[str | Passage], tokenizer: Tokenizer) -> tuple[Passage, ...]:
+    if isinstance(given, (str, bytes, Passage)) or not isinstance(given, Iterable):
+        raise InputError(f"The passages should be a list of texts, got {type(given).__name__}: {given!r:.60}")
+    return tuple(map(tokenizer.prepare, given))
 
 
 def _cut(items: Sequence[Item], tokenizer: Tokenizer, settings: WindowSettings) -> None:
@@ -129,8 +135,8 @@ def _readings(chunk: _Chunk, engine: Engine) -> Iterator[tuple[Item, Reading | S
     except BackendError:  # of one item's windows perhaps: each item is tried alone
         for item in chunk.items:
             try:
-                alone = engine.submit(list(chain(*item.windows)))
-                yield item, item.error or _reading(item, iter(alone.result()))
+                found = iter(engine.submit(list(chain(*item.windows))).result())
+                yield item, item.error or _reading(item, found)
             except BackendError as error:
                 yield item, error
         return

@@ -1,7 +1,7 @@
 """The tokenizer of a model folder: from its files, as the model of this config wants it.
 
-The special tokens, the vocabulary and the rules are the files'. What is checked is that the model has embeddings for every id and
-token type that the tokenizer can give.
+Vocabulary, rules and special tokens come from the files. What is checked is that the model has embeddings for every id and token
+type that the tokenizer can give.
 """
 
 from collections.abc import Mapping

@@ -42,7 +42,7 @@ class Tokens:
     Offsets and words are converted when they are first asked for.
     """
 
-    __slots__ = ("_blank", "_encoding", "_offsets", "_text", "_words", "ids")
+    __slots__ = ("_blank", "_offsets", "_source", "_words", "ids")
 
     def __init__(
         self, ids: NDArray[np.int32], offsets: NDArray[np.int32], words: NDArray[np.int32] | None = None
@@ -50,8 +50,7 @@ class Tokens:
         self.ids = ids
         self._offsets: NDArray[np.int32] | None = offsets
         self._words: NDArray[np.int32] | None = np.full(len(ids), -1, np.int32) if words is None else words
-        self._encoding: Any = None
-        self._text = ""
+        self._source: Any = None  # the text, and its encoding or the tokenizer
         self._blank: bool | None = None
 
     @classmethod
@@ -60,7 +59,7 @@ class Tokens:
         tokens = cls.__new__(cls)
         tokens.ids = np.array(encoding.ids, np.int32)
         tokens._offsets = tokens._words = tokens._blank = None
-        tokens._encoding, tokens._text = encoding, text
+        tokens._source = text, encoding
         return tokens
 
     @classmethod
@@ -69,7 +68,7 @@ class Tokens:
         tokens = cls.__new__(cls)
         tokens.ids = np.array(ids, np.int32)
         tokens._offsets = tokens._words = tokens._blank = None
-        tokens._encoding, tokens._text = tokenizer, text
+        tokens._source = text, tokenizer
         return tokens
 
     def __len__(self) -> int:
@@ -116,17 +115,16 @@ class Tokens:
         return np.stack([starts[word], ends[word]], axis=1)
 
     def _convert(self) -> None:
-        encoding = self._encoding
-        if encoding is None:  # another thread was faster
+        source = self._source
+        if source is None:  # another thread was faster
             return
+        text, encoding = source
         if isinstance(encoding, Tokenizer):
-            again = encoding.encode(self._text)
-            self._words, self._offsets = again.words, again.offsets
-            return
+            encoding = encoding.encode(text)._source[1]
         words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
-        offsets = _without_space(self._text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        offsets = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
         self._words, self._offsets = words, offsets
-        self._encoding, self._text = None, ""
+        self._source = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokens, (self.ids, self.offsets, self.words)
@@ -250,7 +248,7 @@ class Tokenizer:
         return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 
     def prepare(self, text: str | Passage, source: str | None = None) -> Passage:
-        """Return a text as a passage, from memory when it was encoded lately; a `Passage` is returned as it is.
+        """Return a text as a passage, from memory if it was encoded recently; a `Passage` is returned as it is.
 
         Raises:
             InputError: it is not a string, not valid Unicode, or was prepared by another tokenizer.

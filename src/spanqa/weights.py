@@ -1,6 +1,6 @@
-"""Parameters from safetensors files: opened once, verified, and read from those same files ever after.
+"""Parameters from safetensors files, which are opened once, verified, and held open.
 
-A folder that is replaced after loading changes nothing for whoever has it open; a file that is overwritten in place is an
+A folder that is replaced after loading changes nothing for a model that has it open; a file that is overwritten in place is an
 error at the next read. Names and shapes of all parameters are compared with what the config asks for before anything is
 computed. Pickled weights are never read. It builds no models: backends do.
 """

@@ -5,7 +5,8 @@ chooses one.
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,27 +98,36 @@ class Graphs(Generic[Graph]):
     The graph without attention is always kept. Of the graphs with attention, only the newest is kept.
     """
 
-    def __init__(self, make: Callable[[tuple[int, ...]], Graph]) -> None:
-        self._make = make
+    def __init__(self) -> None:
         self._lock = Lock()
         self._made: dict[tuple[int, ...], Future[Graph]] = {}
 
-    def of(self, capture: Capture | None) -> Graph:
-        """Return the graph for a capture."""
+    def of(self, capture: Capture | None, make: Callable[[tuple[int, ...]], Graph]) -> Graph:
+        """Return the graph for a capture, which `make` makes from the layers where there is none yet."""
         layers = tuple(sorted(set(capture.layers))) if capture is not None else ()
-        with self._lock:
-            made = self._made.get(layers)
+        while True:
+            with self._lock:
+                made = self._made.get(layers)
+                if made is None:
+                    future: Future[Graph] = Future()
+                    self._made = {key: kept for key, kept in self._made.items() if not key} | {layers: future}
             if made is None:
-                future: Future[Graph] = Future()
-                self._made = {key: kept for key, kept in self._made.items() if not key} | {layers: future}
-        if made is not None:
-            return made.result()
+                return self._make(layers, future, make)
+            with suppress(CancelledError):  # the thread that was making it was interrupted
+                return made.result()
+
+    def _make(
+        self, layers: tuple[int, ...], future: "Future[Graph]", make: Callable[[tuple[int, ...]], Graph]
+    ) -> Graph:
         try:
-            future.set_result(self._make(layers))
+            future.set_result(make(layers))
         except BaseException as error:
             with self._lock:
                 self._made.pop(layers, None)
-            future.set_exception(error)
+            if isinstance(error, Exception):
+                future.set_exception(error)
+            else:
+                future.cancel()
             raise
         return future.result()
 

@@ -149,8 +149,8 @@ class OnnxBackend:
         self._threads = threads or _usable_processors()
         # Few rows at a time, so the output of one operation is still in the cache when the next one reads it: 12 % faster.
         self._tokens_at_once = self._threads * checkpoint.encoder.hidden_size // 2 if device == "cpu" else sys.maxsize
-        self._sessions = Graphs(self._make_session)
-        self._sessions.of(None)
+        self._sessions: Graphs[onnxruntime.InferenceSession] = Graphs()
+        self._sessions.of(None, self._make_session)
 
     def _make_session(self, layers: tuple[int, ...]) -> onnxruntime.InferenceSession:
         dtype = _FLOATS[self.dtype]
@@ -187,7 +187,7 @@ class OnnxBackend:
             positions = capture_positions(batch, capture, self._checkpoint.encoder.layers)
             layers = sorted(set(capture.layers))
             inputs |= {"queries": positions.astype(np.int64)[..., None]} if layers else {}
-        session = self._sessions.of(capture)
+        session = self._sessions.of(capture, self._make_session)
         rows, cols = batch.shape
         step = max(1, self._tokens_at_once // cols)
         parts = [

@@ -28,7 +28,7 @@ from spanqa.extras import import_without
 # Its model converter takes a third of the time of the import, and reports every import to OpenVINO's makers.
 openvino = import_without("openvino", "openvino.tools.ovc")
 ops = import_module("openvino.opset15")
-if not hasattr(openvino, "convert_model"):  # whoever wants it gets it, at the first call
+if not hasattr(openvino, "convert_model"):  # loaded at its first call
     openvino.convert_model = lambda *args, **options: import_module("openvino.tools.ovc").convert_model(
         *args, **options
     )
@@ -166,8 +166,8 @@ class OpenVinoBackend:
         }
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._requests = Graphs(self._compile)
-        self._requests.of(None)
+        self._requests: Graphs[Requests] = Graphs()
+        self._requests.of(None, self._compile)
 
     def _compile(self, layers: tuple[int, ...]) -> Requests:
         int8 = self.dtype == "int8" and not layers  # attention is computed in floats
@@ -192,7 +192,7 @@ class OpenVinoBackend:
             positions = capture_positions(batch, capture, self._checkpoint.encoder.layers)
             layers = sorted(set(capture.layers))
             arrays += [positions] if layers else []
-        free = self._requests.of(capture)
+        free = self._requests.of(capture, self._compile)
         request = free.get()
         try:
             request.start_async(arrays, share_inputs=True)

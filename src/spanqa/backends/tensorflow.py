@@ -134,7 +134,7 @@ class TensorFlowBackend:
                     tf.constant(array, kind)
                 )  # a constant alone would also keep the array
         self._logits = checkpoint.family.logits
-        self._graphs: Graphs[Any] = Graphs(self._trace)
+        self._graphs: Graphs[Any] = Graphs()
 
     def _trace(self, layers: tuple[int, ...]) -> Any:
         ops = TensorFlowOps(_DTYPES[self.dtype])
@@ -153,7 +153,7 @@ class TensorFlowBackend:
             positions = capture_positions(batch, capture, self._config.layers)
             arrays += [positions] if capture.layers else []
         with tf.device(self._place):
-            start, end, attentions = self._graphs.of(capture)(*map(tf.constant, arrays))
+            start, end, attentions = self._graphs.of(capture, self._trace)(*map(tf.constant, arrays))
         found = {layer: array.numpy() for layer, array in attentions.items()}
         attention = split_attention(batch, capture, found) if capture is not None else None
         return SpanLogits(start.numpy(), end.numpy(), attention)

@@ -66,7 +66,7 @@ def ask(
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
     passages = [reader.prepare(text, source) for source, text in texts]
-    ranking = reader.decode(next(reader.forward([(question, passages)])), top_k=top_k)
+    ranking = reader.ranking(question, passages, top_k)
     answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
     if as_json:
         for answer in answers:

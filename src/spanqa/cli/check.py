@@ -56,12 +56,13 @@ def _show(rows: "list[Comparison]") -> None:
     columns = ("backend", "dtype", "logits ±", "probability ±", "same answers", "F1", "questions/s", "")
     table = Table(*columns, box=None, padding=(0, 1))
     for row in rows:
-        if row.ran:
+        if row.logits is not None:
             mark = f"[red]{row.problem}[/red]" if row.problem else "[green]ok[/green]"
             numbers = (
                 f"{row.logits:.1e}", f"{row.probability:.1e}", f"{row.answers:.1%}", f"{row.f1:.2f}", f"{row.questions_per_s:.1f}",
             )  # fmt: skip
         else:
-            mark, numbers = f"[dim]{escape(row.problem or '')}[/dim]", ("", "", "", "", "")
+            style = "red" if row.ran else "dim"
+            mark, numbers = f"[{style}]{escape(row.problem or '')}[/{style}]", ("", "", "", "", "")
         table.add_row(row.backend, row.dtype, *numbers, mark)
     Console(highlight=False).print(table)

@@ -27,16 +27,13 @@ def quantize(
     """Make a copy of a model that OpenVINO runs in 8-bit integers, if it keeps its F1."""
     import random
 
-    from rich.console import Console
-
     from spanqa.evaluate.record import describe_file
     from spanqa.quantize import quantize as quantize_model
     from spanqa.squad import read_squad
 
     examples = read_squad(data)
     examples = random.Random(0).sample(examples, min(max_questions, len(examples)))
-    console = Console(stderr=True)
-    with console.status("quantize") as status:
+    with options.progress_bar("steps") as progress:
         done = quantize_model(
             model,
             examples,
@@ -45,7 +42,7 @@ def quantize(
             revision=revision,
             calibration_questions=calibration_questions,
             most_f1_lost=most_f1_lost,
-            progress=status.update,
+            progress=progress,
         )
     if as_json:
         typer.echo(json.dumps({"out": str(out), **asdict(done)}))

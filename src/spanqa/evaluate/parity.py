@@ -5,7 +5,7 @@ are outside their tolerance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -95,12 +95,15 @@ def check_backends(
             continue
         for dtype in BACKENDS[name].dtypes:
             progress(done, total, f"{name} {dtype}")
+            row = Comparison(name, dtype, ran=False)
             try:
-                run = _run(load(name, dtype), examples)
+                reader = load(name, dtype)
+                row = replace(row, ran=True)
+                run = _run(reader, examples)
                 reference = reference or run
                 row = _compare(name, dtype, run, reference)
-            except (BackendError, CheckpointError) as error:
-                row = Comparison(name, dtype, ran=False, problem=str(error))
+            except (BackendError, CheckpointError) as error:  # it cannot be loaded here, or failed on the questions
+                row = replace(row, problem=str(error))
             done += 1
             progress(done, total)
             yield row

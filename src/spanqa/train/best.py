@@ -39,14 +39,16 @@ class BestModel:
     def __call__(self, step: int) -> float:
         """Score the model as it is now, keep it if it is the best so far, and return its F1."""
         folder = self.work / f"best-{step}"
+        best = read_best(self.work)
+        if best is not None and best["step"] == step and folder.exists():  # measured before the run was stopped
+            return float(best["f1"])
         if folder.exists():
             shutil.rmtree(folder)
         self._write(folder)
-        found = score(Reader.load(folder), self.dev)
-        best = read_best(self.work)
+        with Reader.load(folder) as reader:
+            found = score(reader, self.dev)
         if best is not None and (best["f1"] > found.f1 or (best["f1"] == found.f1 and best["step"] <= step)):
-            if best["step"] != step:
-                shutil.rmtree(folder)
+            shutil.rmtree(folder)
             return found.f1
         if found.no_answer_threshold is not None:
             self.answers = replace(self.answers, no_answer_threshold=found.no_answer_threshold)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spanqa.errors import InputError
+from spanqa.errors import QuestionTooLongError
 from spanqa.squad import Example
 from spanqa.tokens import Tokenizer, Tokens
 from spanqa.windows import Window, WindowSettings, cut
@@ -78,9 +78,12 @@ def make_training_windows(
     made: list[TrainingWindow] = []
     for example in examples:
         prepared = tokenizer.prepare(example.passage)
+        question = tokenizer.encode(example.question)
         try:
-            (windows,) = cut(example.question, [prepared], tokenizer, settings)
-        except InputError:
+            (windows,) = cut(question, [prepared], tokenizer, settings) if len(question) else ([],)
+        except QuestionTooLongError:
+            windows = []
+        if not len(question) or (len(prepared.tokens) and not windows):
             report.lost_questions += 1
             continue
         answers = [(answer.start, answer.start + len(answer.text)) for answer in example.answers]
