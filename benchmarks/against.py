@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -308,9 +309,10 @@ def main() -> None:
             }
             print(f"{name:14s} {rows[name]['ratio']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr, flush=True)
     record = {
-        "command": " ".join(["python", "benchmarks/against.py", "OTHER", *sys.argv[2:]]),
+        "command": " ".join(["python", "benchmarks/against.py", "OTHER", *map(str, sys.argv[2:])]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": processor(),
+        "versions": {name: version(name) for name in ("numpy", "openvino", "tokenizers")},
         "rounds": options.rounds,
         "commit": commit(HERE),
         "other_commit": commit(other),

@@ -72,6 +72,7 @@ def render() -> str:
         if record is not None:
             parts += [f"{title}\n\n{text}\n", side_by_side(record), origin(record, name)]
     for name, section in (
+        ("against-restructuring", against),
         ("planning", planning),
         ("confidence.spanqa-mini", confidence),
         ("ten-passages", ten_passages),
@@ -110,6 +111,40 @@ def side_by_side(record: dict[str, Any]) -> str:
         if "first_pass_seconds" in row
     ]
     return "\n".join([table(["", *(head for head, _, _ in shown)], rows), *compiled])
+
+
+CONTENDERS = {
+    "file_order": "400 questions in file order, s",
+    "random_order": "400 questions in random order, s",
+    "long_text": "two questions on a page of 15,000 words, s",
+    "ask_short": "300 times `ask` on a short passage, s",
+    "overhead": "3,000 questions on cached passages, engine that answers at once, s",
+    "overhead_with_engine": "the same, with the real engine and a backend that answers at once, s",
+    "rank_five": "`rank` over 500 passages: top_k=5 over top_k=1",
+    "cold_start": "`spanqa ask`, the whole process, s",
+    "load_large": "loading the BERT-large shape, s",
+}
+"""What `benchmarks/against.py` measures."""
+
+
+def against(record: dict[str, Any]) -> str:
+    rows = [
+        (
+            CONTENDERS[name],
+            f"{row['other']:.3g}",
+            f"{row['ours']:.3g}",
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+            "" if row["f1"] is None else f"{row['other_f1']:.2f}, {row['f1']:.2f}",
+        )
+        for name, row in record["rows"].items()
+    ]
+    return f"""## Against the commit before the restructuring
+
+Commit {record["other_commit"][:12]} and commit {record["commit"][:12]} in turn, {record["rounds"]} rounds, each run in a process of its own; OpenVINO in
+fp32, the same libraries and weights. "times" is the median of the old time over the new one, with a 95 % bootstrap interval:
+above 1, the new code is faster. F1 is that of the questions asked.
+
+{table(("", "before", "after", "times", "F1"), rows)}"""
 
 
 def planning(record: dict[str, Any]) -> str:
