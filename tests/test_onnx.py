@@ -101,7 +101,10 @@ def test_it_computes_with_the_threads_it_is_given(module: Any, tiny: Callable[..
     for threads in (1, 3):  # at least one of them is not what it takes by itself
         backend: Any = load_backend("onnx", open_checkpoint(tiny("bert")), threads=threads)[0]
         for capture in (None, Capture((1,))):
-            assert backend._sessions.of(capture, backend._make_session).get_session_options().intra_op_num_threads == threads
+            assert (
+                backend._sessions.of(capture, backend._make_session).get_session_options().intra_op_num_threads
+                == threads
+            )
     backend = load_backend("onnx", open_checkpoint(tiny("bert")))[0]
     assert backend._sessions.of(None, backend._make_session).get_session_options().intra_op_num_threads >= 1
 
