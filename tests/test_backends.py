@@ -435,7 +435,7 @@ def test_numpy_leaves_threads_to_its_blas(checkpoint: Checkpoint) -> None:
 
 def compiled_by(backend: Any, layers: tuple[int, ...] = ()) -> Any:
     """The compiled model of an openvino backend, which knows the properties it runs with."""
-    requests = backend._requests.of(Capture(layers) if layers else None)
+    requests = backend._requests.of(Capture(layers) if layers else None, backend._compile)
     request = requests.get()
     requests.put(request)
     return request.get_compiled_model()
@@ -508,7 +508,7 @@ def test_openvino_is_told_the_precision_on_every_processor(
 
         def compile_model(self, graph: Any, device: str, settings: dict[str, Any]) -> Any:
             told.update(settings)
-            return SimpleNamespace(create_infer_request=lambda: None)
+            return SimpleNamespace(create_infer_request=type("Request", (), {}))
 
     monkeypatch.setattr(module, "_core", OtherProcessor)
     monkeypatch.setattr(module, "_read_int8", lambda checkpoint: None)

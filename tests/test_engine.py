@@ -383,6 +383,18 @@ def test_closing_drops_what_waits_and_waits_for_what_runs() -> None:
     assert len(backend.began) == 1
 
 
+def test_whoever_waits_for_space_hears_that_the_engine_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "QUEUE_BATCHES", 1)
+    backend = Echo()
+    engine = Engine(backend)
+    held(backend, engine)
+    closing = Thread(target=engine.close)
+    Thread(target=lambda: (time.sleep(0.05), closing.start(), time.sleep(0.05), backend.gate.set())).start()
+    with pytest.raises(ClosedError, match=r"The reader was closed. Load it again"):
+        engine.submit([window(90, 2)])
+    closing.join(10)
+
+
 def test_closing_waits_for_a_batch_in_a_callers_own_thread() -> None:
     backend = Echo()
     backend.gate.clear()

@@ -591,6 +591,21 @@ def test_what_is_no_text_is_refused(mini: Reader, value: Any) -> None:
         mini.ask("Who?", value)
 
 
+@pytest.mark.parametrize("passages", [PIER, b"bytes", None, 7])
+def test_passages_that_are_no_list_are_refused(mini: Reader, passages: Any) -> None:
+    with pytest.raises(InputError, match=r"The passages should be a list of texts, got (str|bytes|NoneType|int)"):
+        next(mini.forward([("Who?", passages)]))
+    good, bad, again = mini.forward([("Who?", [PIER]), ("Who?", passages), ("Who?", [PIER])], errors="return")
+    assert isinstance(bad, InputError) and not isinstance(good, InputError) and not isinstance(again, InputError)
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, None, True])
+def test_a_reading_is_decoded_for_at_least_one_answer(mini: Reader, top_k: Any) -> None:
+    (reading,) = mini.forward([("Who?", [PIER])])
+    with pytest.raises(InputError, match=r"top_k is .*; expected a whole number, at least 1"):
+        mini.decode(reading, top_k=top_k)
+
+
 def test_half_a_surrogate_pair_is_refused(mini: Reader) -> None:
     with pytest.raises(InputError, match=r"half a surrogate pair .* at position 4"):
         mini.ask("Who \ud83d?", PIER)

@@ -202,7 +202,7 @@ def test_outcomes_are_written_and_read(tmp_path: Path, mini: Reader, outcomes: l
         DatasetError, match=r"o\.jsonl' is not a file of outcomes .*Expected outcomes\.jsonl from a folder"
     ):
         read_outcomes(path)
-    with pytest.raises(DatasetError, match=r"There is no file '.*none\.jsonl'"):
+    with pytest.raises(DatasetError, match=r"File '.*none\.jsonl' does not exist"):
         read_outcomes(tmp_path / "none.jsonl")
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanqa.errors import DatasetError
-from spanqa.files import read_json, read_text, write_json
+from spanqa.files import read_json, read_text, replacing, write_json
 from spanqa.squad import Example, GoldAnswer, JsonObjectWriter, read_squad
 from strategies import nasty_texts
 
@@ -182,3 +182,9 @@ def test_a_value_is_written_completely(tmp_path: Path) -> None:
     write_json(tmp_path / "record.json", {"f1": 83.5, "model": "é"})
     assert json.loads((tmp_path / "record.json").read_text("utf-8")) == {"f1": 83.5, "model": "é"}
     assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="Is a directory"), replacing(tmp_path):
+        raise AssertionError("not reached")
+    assert list(tmp_path.iterdir()) == []

@@ -144,7 +144,7 @@ def test_bad_files_are_reported(tmp_path: Path, name: str, text: str, message: s
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json", "a.txt"])
 def test_a_missing_file_is_reported(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match=r"There is no file"):
+    with pytest.raises(DatasetError, match=r"File .* does not exist. Check the name"):
         list(read_labelled(tmp_path / name))
 
 

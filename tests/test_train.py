@@ -279,7 +279,7 @@ def test_a_base_model_without_a_head_gets_a_new_one_by_seed(base: Path, tmp_path
     assert Reader.load(tmp_path / "out").answers.max_answer_tokens == 8
     broken = {name: array for name, array in kept.items() if "layer.1.output.dense.weight" not in name}
     save_file(broken, encoder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 parameters, or has them in another shape: bert.encoder"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 parameters or has them in another shape: bert.encoder"):
         train(TRAIN, DEV, encoder, tmp_path / "other", BRIEF)
 
 

@@ -54,7 +54,7 @@ def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
     elif name.endswith(".parquet"):
         yield from _rows(_parquet(path), path)
     elif not path.exists():
-        raise DatasetError(f"There is no file {str(path)!r}. Check the name, or give the full path.")
+        raise DatasetError(f"File {str(path)!r} does not exist. Check the name, or give the full path.")
     else:
         raise DatasetError(
             f"{str(path)!r} has a format that spanqa does not read. Expected .json (SQuAD), .jsonl, .csv, .tsv, .parquet, or a "
