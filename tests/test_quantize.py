@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from spanqa.batches import Capture, pack
 from spanqa.calibration import Calibration
-from spanqa.checkpoint import open_checkpoint
+from spanqa.checkpoint import open_checkpoint, write_settings
 from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError
 from spanqa.evaluate.run import Score
 from spanqa.extras import installed
@@ -168,6 +168,8 @@ def with_graph(tiny_copy: Callable[..., Path]) -> Callable[[str | None], Path]:
         if made_from is not None:
             graph.set_rt_info(made_from, ["spanqa", "weights_sha256"])
         openvino.save_model(graph, path / "openvino_int8.xml")
+        files = [(path / f"openvino_int8.{kind}").read_bytes() for kind in ("xml", "bin")]
+        write_settings(path, {"quantization": {"graph_sha256": hashlib.sha256(b"".join(files)).hexdigest()}})
         return path
 
     return folder
@@ -186,6 +188,24 @@ def test_a_graph_made_from_the_weights_beside_it_is_run(
     needs_int8()
     digest = hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest()
     assert Reader.load(with_graph(digest), dtype="int8").backend.dtype == "int8"
+
+
+def test_a_graph_that_was_changed_is_refused_and_does_not_change_a_loaded_model(
+    with_graph: Callable[[str | None], Path], tiny: Callable[..., Path]
+) -> None:
+    needs_int8()
+    folder = with_graph(hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest())
+    reader = Reader.load(folder, dtype="int8")
+    before = reader.ask("Who?", "It was Anna.", no_answer="off")
+    content = (folder / "openvino_int8.bin").read_bytes()
+    with (folder / "openvino_int8.bin").open("r+b") as file:  # in place, where a mapped file would change too
+        file.truncate(1000)
+    assert reader.ask("Who?", "It was Anna.", no_answer="off") == before
+    (folder / "openvino_int8.bin").write_bytes(content[:2000] + bytes(len(content) - 2000))
+    with pytest.raises(
+        CheckpointError, match=r"are not the files that were written together: spanqa.json stores another hash of them"
+    ):
+        Reader.load(folder, dtype="int8")
 
 
 def test_a_graph_beside_other_weights_is_refused(with_graph: Callable[[str | None], Path]) -> None:

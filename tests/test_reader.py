@@ -351,6 +351,19 @@ def test_the_first_answer_of_a_stream_needs_at_most_one_batch_of_work(tiny: Call
     assert max(begun) > 200, "later chunks fill their batches"
 
 
+def test_a_slow_stream_is_answered_as_it_comes(mini: Reader) -> None:
+    given = 0
+
+    def slow() -> Iterator[tuple[str, str]]:
+        nonlocal given
+        for _ in range(8):
+            given += 1
+            yield "Who built the pier?", PIER
+
+    assert next(mini.ask_many(slow())).text == "Anna Kestrel"
+    assert given == 1
+
+
 def test_sound_pairs_before_a_bad_one_are_answered_first(mini: Reader) -> None:
     pairs = [("Who built the pier?", PIER)] * 30 + [("", PIER)] + [("Who built the pier?", PIER)] * 5
     answers = mini.ask_many(pairs)
@@ -591,12 +604,44 @@ def test_what_is_no_text_is_refused(mini: Reader, value: Any) -> None:
         mini.ask("Who?", value)
 
 
-@pytest.mark.parametrize("passages", [PIER, b"bytes", None, 7])
+@pytest.mark.parametrize(
+    "pair", [None, 42, {}, {"question": "Who?", "context": PIER}, ("a", "b", "c"), "ab", ("Who?",)]
+)
+def test_what_is_no_pair_costs_that_pair_alone(mini: Reader, pair: Any) -> None:
+    good = ("Who built the pier?", PIER)
+    first, bad, last = mini.ask_many([good, pair, good], errors="return")
+    assert first.text == last.text == "Anna Kestrel"
+    assert isinstance(bad, InputError) and "Expected a pair of a question and" in str(bad)
+    with pytest.raises(InputError, match=r"Pair 1 .*Expected a pair of a question and a list of passages, got"):
+        next(mini.ask_many([pair]))
+    with pytest.raises(InputError, match="Expected a pair of a question and a list of passages, got"):
+        next(mini.forward([pair]))
+
+
+def test_passages_that_break_as_they_are_read_break_the_stream_after_the_items_before(mini: Reader) -> None:
+    def breaks() -> Iterator[str]:
+        yield PIER
+        raise KeyError("gone")
+
+    stream = mini.forward([("Who?", [PIER]), ("Who?", breaks()), ("Who?", [PIER])], errors="return")  # type: ignore[list-item]
+    assert next(stream).passages[0].text == PIER  # type: ignore[union-attr]
+    with pytest.raises(KeyError, match="gone"):
+        next(stream)
+
+
+@pytest.mark.parametrize("passages", [PIER, b"bytes", None, 7, {"p1": PIER}])
 def test_passages_that_are_no_list_are_refused(mini: Reader, passages: Any) -> None:
-    with pytest.raises(InputError, match=r"The passages should be a list of texts, got (str|bytes|NoneType|int)"):
+    with pytest.raises(InputError, match=r"The passages should be a list of texts, got (str|bytes|NoneType|int|dict)"):
         next(mini.forward([("Who?", passages)]))
     good, bad, again = mini.forward([("Who?", [PIER]), ("Who?", passages), ("Who?", [PIER])], errors="return")
     assert isinstance(bad, InputError) and not isinstance(good, InputError) and not isinstance(again, InputError)
+
+
+def test_a_ranking_needs_a_list_of_passages(mini: Reader) -> None:
+    for passages in (None, 3, {"p1": PIER}):
+        with pytest.raises(InputError, match="The passages should be a list of texts"):
+            mini.rank("Who?", passages)  # type: ignore[arg-type]
+    assert mini.rank("Who built the pier?", (text for text in (PIER, "x")))[0].text == "Anna Kestrel"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.5, None, True])

@@ -1,4 +1,6 @@
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -213,3 +215,22 @@ def test_a_tokenizer_that_knows_no_letters_is_refused() -> None:
     empty = tokenizers.Tokenizer(tokenizers.models.BPE())
     with pytest.raises(CheckpointError, match="gives no token for the letters 'a' and 'b'"):
         Tokenizer(empty)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_does_not_wait_for_a_lock_of_its_parent(tiny: Callable[..., Path]) -> None:
+    program = """
+import os, signal, sys
+from spanqa.checkpoint import open_checkpoint
+tokenizer = open_checkpoint(sys.argv[1]).tokenizer
+tokenizer.prepare("a b")
+tokenizer._lock.acquire()  # as another thread might hold it
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    print(len(tokenizer.prepare("a b").tokens), flush=True)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-c", program, str(tiny("bert"))]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "2\n0\n"

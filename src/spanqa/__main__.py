@@ -8,21 +8,24 @@ from typing import NoReturn
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed with one message, 2 wrong usage."""
-    import typer
-
-    from spanqa.cli import app
-    from spanqa.errors import SpanQAError
-
     debug = "--debug" in arguments
     try:
-        app([argument for argument in arguments if argument != "--debug"], prog_name="spanqa")
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except SpanQAError as error:
-        if debug:
-            raise
-        typer.echo(f"spanqa: {error}", err=True)
-        return 1
+        import typer
+
+        from spanqa.cli import app
+        from spanqa.errors import SpanQAError
+
+        try:
+            app([argument for argument in arguments if argument != "--debug"], prog_name="spanqa")
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except SpanQAError as error:
+            if debug:
+                raise
+            typer.echo(f"spanqa: {error}", err=True)
+            return 1
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the program that reads our output has ended (`| head`)
         _forget_output()
         return 1
@@ -35,12 +38,15 @@ def main() -> NoReturn:
     Taking the libraries apart one by one takes 0.1 to 0.2 s, and the system frees everything anyway.
     """
     code = run(sys.argv[1:])
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _forget_output()
-        code = 1
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # it was closed before we began
+                stream.flush()
+        except BrokenPipeError:
+            code = code or 1
+        except OSError as error:  # a full disk
+            os.write(2, f"spanqa: the output cannot be written: {error.strerror}.\n".encode())
+            code = code or 1
     os._exit(code)
 
 

@@ -44,6 +44,7 @@ class Quantized:
     """What was done and measured. It is stored in spanqa.json as "quantization"."""
 
     engine: str
+    graph_sha256: str
     ffn_outputs: str
     calibration_questions: int
     measured_questions: int
@@ -97,7 +98,8 @@ def quantize(
         copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE, INT8_GRAPH, INT8_WEIGHTS))
         for ffn_outputs in ("int8", "floats"):
             progress(1, 3, f"quantizing, feed-forward outputs in {ffn_outputs}")
-            engine = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
+            engine, graph_sha256 = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
+            write_settings(folder, {**checkpoint.settings, "quantization": {"graph_sha256": graph_sha256}})
             progress(2, 3, "measuring the quantized model")
             with _reader(folder) as quantized:
                 after = score(quantized, measured)
@@ -110,6 +112,7 @@ def quantize(
             )
         done = Quantized(
             engine=engine,
+            graph_sha256=graph_sha256,
             ffn_outputs=ffn_outputs,
             calibration_questions=len(shown),
             measured_questions=len(measured),
@@ -130,11 +133,14 @@ def _reader(folder: Path) -> Reader:
     return Reader(checkpoint, backend)
 
 
-def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, keep_ffn_outputs: bool) -> str:
+def _write_int8(
+    reader: Reader, examples: Sequence[Example], folder: Path, *, keep_ffn_outputs: bool
+) -> tuple[str, str]:
+    """Write the graph, and return what made it and its hash."""
     import nncf
     import openvino
 
-    from spanqa.backends.openvino import build_graph, sign_int8
+    from spanqa.backends.openvino import build_graph, graph_hash, sign_int8
 
     nncf.set_log_level("ERROR")
     graph = build_graph(reader.checkpoint)
@@ -150,7 +156,8 @@ def _write_int8(reader: Reader, examples: Sequence[Example], folder: Path, *, ke
         )
     sign_int8(model, reader.checkpoint)
     openvino.save_model(model, folder / INT8_GRAPH, compress_to_fp16=True)
-    return f"nncf {nncf.__version__}, openvino {openvino.__version__}"
+    written = graph_hash((folder / INT8_GRAPH).read_bytes(), (folder / INT8_WEIGHTS).read_bytes())
+    return f"nncf {nncf.__version__}, openvino {openvino.__version__}", written
 
 
 def _ffn_outputs(graph: Any) -> list[str]:

@@ -213,7 +213,7 @@ class Reader:
         """
         _check_errors(errors)
         least = self._least(threshold, no_answer, min_probability)
-        stream = ((question, (passage,)) for question, passage in pairs)
+        stream = (_one_passage(each) for each in pairs)
         for number, (item, reading) in enumerate(
             read_stream(stream, self.engine, self.checkpoint.tokenizer, self.windows), 1
         ):
@@ -253,7 +253,7 @@ class Reader:
             InputError: as `rank`.
         """
         _check_top_k(top_k)
-        given = [passages] if isinstance(passages, (str, Passage)) else list(passages)
+        given = [passages] if isinstance(passages, (str, Passage)) else passages
         return self.decode(next(self.forward([(question, given)])), top_k=top_k)
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
@@ -300,6 +300,11 @@ class Reader:
         if not (isinstance(min_probability, (int, float)) and 0 <= min_probability <= 1):
             raise InputError(f"min_probability is {min_probability!r}; expected a number from 0 to 1.")
         return least_score(self.answers, no_answer, threshold), min_probability
+
+
+def _one_passage(each: tuple[str, str | Passage]) -> Question:
+    """A pair of question and passage as an item of a stream; what is no pair is left for the stream to refuse."""
+    return (each[0], (each[1],)) if isinstance(each, (tuple, list)) and len(each) == 2 else each
 
 
 def _check_top_k(top_k: int) -> None:

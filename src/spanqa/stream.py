@@ -6,10 +6,11 @@ cannot be read costs that item alone; an error of the stream itself is raised af
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Any
 
 from spanqa.batches import WindowLogits
 from spanqa.engine import Engine
@@ -17,8 +18,8 @@ from spanqa.errors import BackendError, InputError, SpanQAError
 from spanqa.tokens import Passage, Tokenizer, Tokens
 from spanqa.windows import Window, WindowSettings, check_question, cut
 
-FIRST_CHUNK, LARGEST_CHUNK = 1 / 8, 16.0
-"""The sizes of the first and the largest chunk, in batches of tokens."""
+FIRST_CHUNK, LARGEST_CHUNK = 1 / 256, 16.0
+"""The sizes of the first chunk (one item) and of the largest, in batches of tokens."""
 
 _ITEMS = 256  # for each batch of a chunk, at most so many questions
 _CHARACTERS = 1 << 20  # and so many characters of passages
@@ -87,25 +88,36 @@ def _take(
     items: list[Item] = []
     tokens = characters = 0
     while tokens < most_tokens and characters < size * _CHARACTERS and len(items) < size * _ITEMS:
+        question: str | Tokens = ""
         try:
-            question, given = next(stream)
-        except StopIteration:
-            return items, False, None
-        except Exception as error:  # the caller's own: the items before it are answered first
-            return items, False, error
-        try:
+            question, given = pair(next(stream), "a question and a list of passages")
             passages = _passages(given, tokenizer)
             items.append(Item(question if isinstance(question, Tokens) else check_question(question), passages))
+        except StopIteration:
+            return items, False, None
         except InputError as error:
             items.append(Item(question, error=error))
             continue
+        except Exception as error:  # the caller's own: the items before it are answered first
+            return items, False, error
         tokens += sum(len(passage.tokens) for passage in passages)
         characters += len(question) + sum(len(passage.text) for passage in passages)
     return items, True, None
 
 
+def pair(item: Any, expected: str) -> tuple[Any, Any]:
+    """Return the two parts of an item of a stream, which holds what is `expected`.
+
+    Raises:
+        InputError: it is not a pair.
+    """
+    if isinstance(item, (tuple, list)) and len(item) == 2:
+        return item[0], item[1]
+    raise InputError(f"Expected a pair of {expected}, got {type(item).__name__}: {item!r:.60}")
+
+
 def _passages(given: Sequence[str | Passage], tokenizer: Tokenizer) -> tuple[Passage, ...]:
-    if isinstance(given, (str, bytes, Passage)) or not isinstance(given, Iterable):
+    if isinstance(given, (str, bytes, Passage, Mapping)) or not isinstance(given, Iterable):
         raise InputError(f"The passages should be a list of texts, got {type(given).__name__}: {given!r:.60}")
     return tuple(map(tokenizer.prepare, given))
 

@@ -8,7 +8,9 @@ It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its 
 """
 
 import hashlib
+import os
 import sys
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -203,6 +205,7 @@ class Tokenizer:
         self._cached_bytes = 0
         self._lock = Lock()
         self.template = template or _template(tokenizer)
+        _TOKENIZERS.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._tokenizer, self.template)
@@ -285,6 +288,21 @@ class Tokenizer:
                 self._cached_bytes += _bytes(passage)
             while self._cached_bytes > CACHED_BYTES and len(self._passages) > 1:
                 self._cached_bytes -= _bytes(self._passages.popitem(last=False)[1])
+
+
+_TOKENIZERS: "weakref.WeakSet[Tokenizer]" = weakref.WeakSet()
+
+
+def _forget_passages() -> None:
+    """In a forked child: another thread may have held a lock, and left what it guards half changed."""
+    for tokenizer in list(_TOKENIZERS):
+        tokenizer._lock = Lock()
+        tokenizer._passages = OrderedDict()
+        tokenizer._cached_bytes = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_passages)
 
 
 def _check_unicode(text: str) -> None:

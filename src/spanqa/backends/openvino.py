@@ -8,6 +8,7 @@ batch.
 """
 
 import ctypes
+import hashlib
 import os
 import weakref
 from collections.abc import Collection
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from spanqa.backends.base import BATCH_TOKENS, Graphs, capture_positions, split_attention
 from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
-from spanqa.checkpoint import INT8_GRAPH, Checkpoint
+from spanqa.checkpoint import INT8_GRAPH, INT8_WEIGHTS, Checkpoint
 from spanqa.errors import BackendError, CheckpointError
 from spanqa.extras import import_without
 
@@ -236,6 +237,20 @@ def sign_int8(graph: Any, checkpoint: Checkpoint) -> None:
     graph.set_rt_info(checkpoint.weights.sha256, _WEIGHTS_HASH)
 
 
+def graph_hash(content: bytes, weights: bytes) -> str:
+    """Return the hash of an int8 graph: of its two files, one after the other."""
+    return hashlib.sha256(content + weights).hexdigest()
+
+
+def _check_int8_files(checkpoint: Checkpoint, content: bytes, weights: bytes) -> None:
+    stored = (checkpoint.settings.get("quantization") or {}).get("graph_sha256")
+    if stored != graph_hash(content, weights):
+        raise CheckpointError(
+            f"{INT8_GRAPH} and {INT8_WEIGHTS} in {str(checkpoint.path)!r} are not the files that were written together: "
+            f"spanqa.json stores {'another' if stored else 'no'} hash of them. Quantize the model again."
+        )
+
+
 def _read_int8(checkpoint: Checkpoint) -> Any:
     """Return the int8 graph that is stored beside the weights.
 
@@ -250,9 +265,12 @@ def _read_int8(checkpoint: Checkpoint) -> Any:
             "`spanqa quantize --model MODEL --data DATA --out DIR`, or choose another dtype."
         )
     try:
-        graph = _core().read_model(path)
+        # As bytes: OpenVINO would map the file of weights, and a change to it would change the loaded model.
+        content, weights = path.read_bytes(), path.with_name(INT8_WEIGHTS).read_bytes()
+        _check_int8_files(checkpoint, content, weights)
+        graph = _core().read_model(model=content, weights=weights)
         made_from = graph.get_rt_info(_WEIGHTS_HASH).astype(str) if graph.has_rt_info(_WEIGHTS_HASH) else None
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}. Quantize the model again.") from error
     if made_from != checkpoint.weights.sha256:
         origin = f"weights with the hash {made_from[:12]}" if made_from else "weights whose hash it does not store"

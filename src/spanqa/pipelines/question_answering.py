@@ -162,7 +162,7 @@ class QuestionAnsweringPipeline:
                 "answer": passage.text[start:end],
                 "probability": probability(*tokens),
             }
-            for (start, end), (score, *tokens) in found.items()
+            for (start, end), (score, *tokens) in sorted(found.items(), key=lambda item: -item[1][0])[: settings.top_k]
         ]
         if settings.handle_impossible_answer or not answers:
             null = min(map(_null_probability, windows), default=1.0) if settings.handle_impossible_answer else 0.0
