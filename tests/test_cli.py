@@ -7,6 +7,7 @@ that are pipes, the exit code, what is imported), `spanqa` starts one.
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -267,3 +268,15 @@ def test_check_prints_a_table_and_asks_questions_of_its_own(command: Command, mo
     done = command("check")
     assert done.returncode == 0
     assert "same answers" in done.stdout and "ok" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_cannot_be_written_is_one_message_and_closed_output_none() -> None:
+    command = [sys.executable, "-m", "spanqa", "ask", QUESTION, str(HARBOUR)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "spanqa: No space left on device.\n")
+    shell = shlex.join([sys.executable, "-m", "spanqa", "--version"])
+    for redirection in (">&-", "2>&-"):
+        done = subprocess.run(f"{shell} {redirection}", shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "Traceback" not in done.stderr

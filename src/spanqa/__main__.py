@@ -29,6 +29,12 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the program that reads our output has ended (`| head`)
         _forget_output()
         return 1
+    except OSError as error:  # a full disk, for example
+        if debug:
+            raise
+        _forget_output()
+        os.write(2, f"spanqa: {error.strerror or error}.\n".encode())
+        return 1
     return 0
 
 
