@@ -10,8 +10,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +22,7 @@ import numpy as np
 import pytest
 
 from spanqa.backends import registry
-from spanqa.backends.base import Backend
+from spanqa.backends.base import Backend, Graphs
 from spanqa.backends.registry import BACKENDS, choose_backend, load_backend
 from spanqa.batches import PADDING, Batch, Capture, SpanLogits, pack, pad, split_logits
 from spanqa.checkpoint import Checkpoint, find, open_checkpoint
@@ -623,3 +626,57 @@ def test_a_signal_after_openvino_has_run_is_handled() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n")
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnx", "tensorflow"])
+def test_making_a_graph_with_attention_delays_no_answer_and_happens_once(
+    name: str, load: Callable[..., Backend], tiny: Callable[..., Path], sample: Callable[[str], list[Window]]
+) -> None:
+    backend: Any = load(name, tiny("bert"))
+    method = {"openvino": "_compile", "onnx": "_make_session", "tensorflow": "_trace"}[name]
+    make, go, made = getattr(backend, method), Event(), []
+
+    def slow(layers: tuple[int, ...]) -> Any:
+        made.append(layers)
+        assert go.wait(30)
+        return make(layers)
+
+    batch = pad(sample("bert")[:1])
+    expected = backend.forward(batch)
+    setattr(backend, method, slow)
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(backend.forward, batch, capture=Capture((1,))) for _ in range(3)]
+        try:
+            np.testing.assert_array_equal(backend.forward(batch).start, expected.start)  # while the graph is being made
+            assert not any(each.done() for each in waiting)
+        finally:
+            go.set()
+        found = [each.result(60).attention[1][0] for each in waiting]
+    assert made == [(1,)]
+    for each in found[1:]:
+        np.testing.assert_allclose(each, found[0], rtol=0, atol=1e-6)
+
+
+def test_a_graph_whose_making_was_interrupted_is_made_by_the_next_who_waits() -> None:
+    graphs: Graphs[str] = Graphs()
+    began, go = Event(), Event()
+
+    def interrupted(layers: tuple[int, ...]) -> str:
+        began.set()
+        assert go.wait(30)
+        raise KeyboardInterrupt
+
+    def first() -> None:
+        with suppress(KeyboardInterrupt):
+            graphs.of(None, interrupted)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first)
+        assert began.wait(30)
+        two = pool.submit(graphs.of, None, lambda layers: "made")
+        go.set()
+        one.result(30)
+        assert two.result(30) == "made"
+    with pytest.raises(ValueError, match="no memory"):
+        graphs.of(Capture((0,)), lambda layers: (_ for _ in ()).throw(ValueError("no memory")))
+    assert graphs.of(Capture((0,)), lambda layers: "at last") == "at last"

@@ -303,7 +303,7 @@ def test_a_callback_may_submit_again_from_whichever_thread_it_runs_in() -> None:
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "flat"])
 def test_merged_batches_keep_to_the_budget(layout: BatchLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "PACKED_COLS", 64)
+    monkeypatch.setattr("spanqa.queue.PACKED_COLS", 64)
     backend = Echo(batch_tokens=200, layouts=("padded", "packed", "flat"))
     draw = random.Random(0)
     with Engine(backend, layout) as engine:
@@ -448,8 +448,8 @@ def test_many_threads_with_cancellations_and_deadlines_get_their_own_logits_or_t
         for thread in threads:
             thread.join(60)
         assert problems == []
-        until(lambda: not engine._work._requests and not engine._work._running)
-        assert engine._work._waiting_tokens == 0
+        until(lambda: not engine._work._queue.requests and not engine._work._running)
+        assert engine._work._queue.waiting_tokens == 0
 
 
 # --- processes

@@ -13,10 +13,12 @@ import pytest
 
 import spanqa
 from conftest import need_backend
+from spanqa.answers import AnswerSettings
 from spanqa.calibration import Calibration
 from spanqa.errors import InputError, SpanQAWarning
 from spanqa.pipelines import QuestionAnsweringPipeline, pipeline
 from spanqa.reader import Reader
+from spanqa.tokens import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = Path(spanqa.__file__).parent / "models" / "spanqa-mini"
@@ -275,3 +277,27 @@ def test_revived_pipelines_of_transformers_5_answer(transformers: Any) -> None:
     assert "'answer': 'Ingrid Solvang'" in first and "'probability'" in first
     assert second == "1874"
     assert "'answer': 'Ingrid Solvang'" in third
+
+
+def test_the_probability_is_that_of_the_reader_for_the_same_span(reader: Reader) -> None:
+    question, context = (
+        "Who built it?",
+        "The pier at Penmar was built by Anna Kestrel, and mended by Oswin Tregarth in 1911.",
+    )
+    answers = pipeline(model=reader)(
+        question=question, context=context, top_k=20, max_answer_len=30, align_to_words=False
+    )
+    ranked = reader.with_settings(answers=AnswerSettings(30)).rank(question, context, 1, no_answer="off")
+    same = {(answer["start"], answer["end"]): answer["probability"] for answer in answers}
+    assert len(same) > 5 and len(set(same.values())) > 1
+    assert same[ranked[0].start, ranked[0].end] == pytest.approx(ranked[0].probability, abs=1e-6)
+
+
+def test_a_call_encodes_each_text_once(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: encoded.append(text) or encode(self, text))
+    monkeypatch.setattr(Tokenizer, "encode_many", lambda self, texts: [self.encode(text) for text in texts])
+    pair = ("Who mended it by night?", "It was mended by night, by Oswin Tregarth alone.")
+    pipeline(model=reader)(question=pair[0], context=pair[1], handle_impossible_answer=True, top_k=3)
+    assert encoded == list(pair)

@@ -461,7 +461,7 @@ def test_a_stream_left_early_leaves_nothing_queued_or_running(tiny: Callable[...
     time.sleep(0.1)
     assert len(backend.batches) == done
     reader.ask("who?", "x a b")  # takes what was cancelled out of the queue
-    assert reader.engine._work._requests == [] or all(each.over for each in reader.engine._work._requests)
+    assert reader.engine._work._queue.requests == [] or all(each.over for each in reader.engine._work._queue.requests)
 
 
 def test_questions_that_were_encoded_before_are_taken_as_they_are(mini: Reader) -> None:

@@ -1,14 +1,11 @@
 """Windows to window logits: a bounded queue, batches by token budget, and the workers that run them.
 
-    request   the windows of one `submit`, sorted by length and planned into pieces of at most one batch
-    batch     the next piece, filled up with pieces of similar length from other requests
+    request   the windows of one `submit`, in pieces of at most one batch
+    batch     the next pieces, chosen by `spanqa.queue`
     worker    a thread; as many as the backend is worth
 
-Which piece is next: that of the request with the least left to do, so that a short question does not wait for a long
-document; every fourth batch belongs to the oldest request, so that nothing starves. A request that fits one batch runs in the
-caller's own thread when nothing else runs.
-
-It cuts no text (`spanqa.windows`) and reads no logits (`spanqa.spans`).
+A request that fits one batch runs in the caller's own thread when nothing else runs. It cuts no text (`spanqa.windows`), decides
+on no turns (`spanqa.queue`) and reads no logits (`spanqa.spans`).
 """
 
 import logging
@@ -16,85 +13,22 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import count
 from threading import Condition, Lock, Thread, get_ident
 
 import numpy as np
 
 from spanqa.backends.base import Backend
-from spanqa.batches import (
-    PADDING,
-    Batch,
-    BatchLayout,
-    Capture,
-    SpanLogits,
-    WindowLogits,
-    alike,
-    pack,
-    plan_batches,
-    split_logits,
-)
+from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits, WindowLogits, pack, split_logits
 from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError
+from spanqa.queue import Queue, Request, Taken
 from spanqa.windows import Window
 
 _LOG = logging.getLogger(__name__)
 
 QUEUE_BATCHES = 64
 """The queue holds this many batches of tokens. When it is full, `submit` waits, or refuses."""
-
-PACKED_COLS = 512
-"""The width of packed rows; that of the longest window where it is longer."""
-
-_OLDEST_EVERY = 4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Piece:
-    """Rows of windows, by their positions in the request; `width` is that of the rows in tokens, padding included."""
-
-    rows: list[list[int]]
-    width: int
-
-    @property
-    def cost(self) -> int:
-        return len(self.rows) * self.width
-
-
-@dataclass(eq=False)
-class _Request:
-    """Some windows, the pieces that no batch has yet, and the future of their logits."""
-
-    number: int
-    windows: Sequence[Window]
-    capture: Capture | None
-    deadline: float | None
-    pieces: list[_Piece]  # the next one last
-    future: "Future[list[WindowLogits]]" = field(default_factory=Future)
-    found: list[WindowLogits | None] = field(default_factory=list)
-    unnotified: Lock = field(default_factory=Lock)
-    waiting_tokens: int = 0
-    unread: int = 0
-
-    @property
-    def over(self) -> bool:
-        """Whether its future is done: cancelled, or failed."""
-        return self.future.done()
-
-    def fail(self, error: BaseException) -> None:
-        with suppress(InvalidStateError):  # cancelled, or failed with another batch of it
-            self.future.set_exception(error)
-
-    def notify(self) -> None:
-        """Tell `concurrent.futures.wait` and `as_completed`, once, that a cancelled request will not run."""
-        if self.future.cancelled() and self.unnotified.acquire(blocking=False):
-            self.future.set_running_or_notify_cancel()
-
-    def finish(self, logits: list[WindowLogits]) -> None:
-        with suppress(InvalidStateError):  # cancelled
-            self.future.set_result(logits)
 
 
 class Engine:
@@ -202,13 +136,10 @@ class _Work:
         self.backend, self.layout = backend, layout
         self.closed = False
         self._changed = Condition()
-        self._requests: list[_Request] = []  # those with pieces left, in order of arrival
-        self._waiting_tokens = 0
+        self._queue = Queue(layout, backend.batch_tokens)
         self._running: set[int] = set()  # the threads that run a batch
         self._threads: list[Thread] = []
-        self._dropped: list[tuple[_Request, bool]] = []  # no longer in the queue, and whether they were late
-        self._numbers = count()
-        self._batches = 0
+        self._dropped: list[tuple[Request, bool]] = []  # no longer in the queue, and whether they were late
 
     def submit(
         self, windows: Sequence[Window], deadline: float | None, capture: Capture | None, wait: bool
@@ -217,7 +148,7 @@ class _Work:
             raise InputError(
                 f"The capture has queries for {len(capture.queries)} windows; {len(windows)} were submitted."
             )
-        request = self._plan(windows, deadline, capture)
+        request = self._queue.plan(windows, deadline, capture)
         if deadline is not None and deadline < time.monotonic():
             request.fail(DeadlineError("The deadline had passed when the windows were submitted."))
         elif not windows:
@@ -238,20 +169,7 @@ class _Work:
             raise error  # Ctrl-C
         return request.future
 
-    def _plan(self, windows: Sequence[Window], deadline: float | None, capture: Capture | None) -> _Request:
-        lengths = list(map(len, windows))
-        packed_cols = max([PACKED_COLS, *lengths])
-        pieces = [
-            _Piece(rows, packed_cols if self.layout == "packed" else max(sum(lengths[i] for i in row) for row in rows))
-            for rows in plan_batches(lengths, self.layout, self.backend.batch_tokens, packed_cols)
-        ]
-        request = _Request(next(self._numbers), windows, capture, deadline, pieces[::-1])
-        request.waiting_tokens = sum(piece.cost for piece in pieces)
-        request.found = [None] * len(windows)
-        request.unread = len(windows)
-        return request
-
-    def _admit(self, request: _Request, wait: bool) -> bool:
+    def _admit(self, request: Request, wait: bool) -> bool:
         """Queue a request, or say that the caller's own thread is to run it at once."""
         with self._changed:
             self._wait_for_space(request, wait)
@@ -259,11 +177,10 @@ class _Work:
                 return False
             if self.closed:
                 raise ClosedError("The reader was closed. Load it again.")
-            if not self._requests and not self._running and len(request.pieces) == 1:
+            if not self._queue.requests and not self._running and len(request.pieces) == 1:
                 self._running.add(get_ident())
                 return True
-            self._requests.append(request)
-            self._waiting_tokens += request.waiting_tokens
+            self._queue.add(request)
             while len(self._threads) < min(self.backend.batches_at_once, len(self._threads) + len(request.pieces)):
                 thread = Thread(target=self._serve, name="spanqa-engine", daemon=True)
                 self._threads.append(thread)
@@ -271,17 +188,19 @@ class _Work:
             self._changed.notify_all()
             return False
 
-    def _wait_for_space(self, request: _Request, wait: bool) -> None:
+    def _wait_for_space(self, request: Request, wait: bool) -> None:
         limit = QUEUE_BATCHES * self.backend.batch_tokens
 
         def fits() -> bool:
-            if self._waiting_tokens + request.waiting_tokens > limit:
+            if self._queue.waiting_tokens + request.waiting_tokens > limit:
                 self._drop_over()
-            return self.closed or not self._requests or self._waiting_tokens + request.waiting_tokens <= limit
+            return (
+                self.closed or not self._queue.requests or self._queue.waiting_tokens + request.waiting_tokens <= limit
+            )
 
         if not fits() and not wait:
             raise QueueFullError(
-                f"The queue holds {self._waiting_tokens:,} tokens of {limit:,}; these windows would add "
+                f"The queue holds {self._queue.waiting_tokens:,} tokens of {limit:,}; these windows would add "
                 f"{request.waiting_tokens:,}. Try again later, or wait."
             )
         timeout = None if request.deadline is None else max(0.0, request.deadline - time.monotonic())
@@ -293,7 +212,7 @@ class _Work:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self.closed or (self._requests and len(self._running) < self.backend.batches_at_once)
+                    lambda: self.closed or (self._queue.requests and len(self._running) < self.backend.batches_at_once)
                 )
                 if self.closed:
                     return
@@ -315,14 +234,11 @@ class _Work:
                 self._changed.notify_all()
 
     def _drop_over(self) -> None:
-        """Take out of the queue what was cancelled, has failed, or is late; `_settle` tells their futures."""
-        now = time.monotonic()
-        for request in list(self._requests):
-            late = request.deadline is not None and request.deadline < now
-            if late or request.over:
-                self._remove(request)
-                self._dropped.append((request, late))
-                self._changed.notify_all()
+        """Take out of the queue what nobody waits for any more, or what is late; `_settle` tells the futures."""
+        dropped = self._queue.drop_over()
+        self._dropped += dropped
+        if dropped:
+            self._changed.notify_all()
 
     def _settle(self) -> None:
         """Tell the futures of dropped requests; without the lock, since their callbacks may do anything."""
@@ -333,54 +249,16 @@ class _Work:
                 request.fail(DeadlineError("The deadline passed before the windows were read."))
             request.notify()
 
-    def _take(self) -> list[tuple[_Request, _Piece]]:
-        """Return the pieces of the next batch."""
+    def _take(self) -> Taken:
+        """Return the pieces of the next batch; none where nothing waits."""
         self._drop_over()
-        if not self._requests:
+        if not self._queue.requests:
             return []
-        self._batches += 1
-        if self._batches % _OLDEST_EVERY == 0:
-            first = self._requests[0]
-        else:
-            first = min(self._requests, key=lambda request: (request.waiting_tokens, request.number))
-        taken = [(first, self._pop(first))]
-        if first.capture is None:
-            self._fill(taken)
-        for request in dict.fromkeys(request for request, _ in taken):
-            if not request.pieces:
-                self._remove(request)
+        taken = self._queue.take()
         self._changed.notify_all()  # there is space in the queue
         return taken
 
-    def _fill(self, taken: list[tuple[_Request, _Piece]]) -> None:
-        """Add pieces of similar length from all requests while the batch has room."""
-        width, rows = taken[0][1].width, len(taken[0][1].rows)
-        for request in self._requests:
-            while request.pieces and request.capture is None:
-                piece = request.pieces[-1]
-                if self.layout == "flat":
-                    joined = (1, width + piece.width)
-                else:
-                    joined = (rows + len(piece.rows), max(width, piece.width))
-                similar = self.layout == "flat" or alike(min(width, piece.width), joined[1])
-                if joined[0] * joined[1] > self.backend.batch_tokens or not similar:
-                    break
-                taken.append((request, self._pop(request)))
-                rows, width = joined
-
-    def _pop(self, request: _Request) -> _Piece:
-        piece = request.pieces.pop()
-        request.waiting_tokens -= piece.cost
-        self._waiting_tokens -= piece.cost
-        return piece
-
-    def _remove(self, request: _Request) -> None:
-        self._requests.remove(request)
-        self._waiting_tokens -= request.waiting_tokens
-        request.waiting_tokens = 0
-        request.pieces.clear()
-
-    def _run(self, taken: list[tuple[_Request, _Piece]]) -> None:
+    def _run(self, taken: Taken) -> None:
         """Run one batch and hand out its logits; whatever it raises goes to the requests."""
         _LOG.debug("a batch for %d requests", len(taken))
         try:
@@ -408,7 +286,7 @@ class _Work:
         for request in dict.fromkeys(request for request, _ in taken):
             self._finish(request, sound)
 
-    def _finish(self, request: _Request, sound: bool) -> None:
+    def _finish(self, request: Request, sound: bool) -> None:
         logits = [each for each in request.found if each is not None]
         if not sound and not all(map(_is_finite, logits)):
             request.fail(
@@ -426,8 +304,7 @@ class _Work:
     def close(self) -> None:
         with self._changed:
             self.closed = True
-            waiting, self._requests = self._requests, []
-            self._waiting_tokens = 0
+            waiting = self._queue.clear()
             self._changed.notify_all()
             threads, self._threads = self._threads, []
         for request in waiting:
