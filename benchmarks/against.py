@@ -287,6 +287,16 @@ def main() -> None:
         return
     other = options.other.resolve()
     rows: dict[str, Any] = {}
+    record = {
+        "command": " ".join(["python", "benchmarks/against.py", "OTHER", *map(str, sys.argv[2:])]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "processor": processor(),
+        "versions": {name: version(name) for name in ("numpy", "openvino", "tokenizers")},
+        "rounds": options.rounds,
+        "commit": commit(HERE),
+        "other_commit": commit(other),
+        "rows": rows,
+    }
     with tempfile.TemporaryDirectory() as large:
         make_large(Path(large))
         for name in options.only:
@@ -307,18 +317,8 @@ def main() -> None:
                 "f1": f1(ours[0]["answers"]),
                 "other_f1": f1(theirs[0]["answers"]),
             }
+            options.out.write_text(json.dumps(record, indent=1) + "\n")  # after each, so that an interruption costs one
             print(f"{name:14s} {rows[name]['ratio']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr, flush=True)
-    record = {
-        "command": " ".join(["python", "benchmarks/against.py", "OTHER", *map(str, sys.argv[2:])]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "processor": processor(),
-        "versions": {name: version(name) for name in ("numpy", "openvino", "tokenizers")},
-        "rounds": options.rounds,
-        "commit": commit(HERE),
-        "other_commit": commit(other),
-        "rows": rows,
-    }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
