@@ -444,7 +444,7 @@ def test_a_stream_of_passages_without_tokens_or_with_very_many_yields_as_it_goes
     answers = reader.ask_many(pairs())
     for _ in range(10):
         next(answers)
-    assert taken < 500
+    assert taken < 5000  # 16 batches of 256 items at most, and the chunks before
 
 
 def test_a_stream_left_early_leaves_nothing_queued_or_running(

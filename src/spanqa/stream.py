@@ -1,7 +1,7 @@
 """A stream of questions in, a stream of readings out: chunks of windows for the engine, and errors where they belong.
 
-Items are taken from the stream in chunks, whose windows share batches: a small chunk first, for an early answer, then each twice
-as large as the last. One chunk is read while the next is encoded, so memory stays bounded however long the stream is. An item that
+Items are taken from the stream in chunks, whose windows share batches: a small chunk first, for an early answer, then each
+64 times as large as the last. One chunk is read while the next is encoded, so memory stays bounded however long the stream is. An item that
 cannot be read costs that item alone; an error of the stream itself is raised after the items before it.
 """
 
@@ -20,6 +20,9 @@ from spanqa.windows import Window, WindowSettings, check_question, cut
 
 FIRST_CHUNK, LARGEST_CHUNK = 1 / 256, 16.0
 """The sizes of the first chunk (one item) and of the largest, in batches of tokens."""
+
+GROWTH = 64
+"""Each chunk is so many times as large as the last: small chunks cost, for their windows find no others of their length."""
 
 _ITEMS = 256  # for each batch of a chunk, at most so many questions
 _CHARACTERS = 1 << 20  # and so many characters of passages
@@ -69,9 +72,9 @@ def read_stream(
                 _cut(items, tokenizer, settings)
                 windows = [window for item in items for piece in item.windows for window in piece]
                 running.append(_Chunk(items, engine.submit(windows), broken))
-                size = min(2 * size, LARGEST_CHUNK)
+                size = min(GROWTH * size, LARGEST_CHUNK)
             # One chunk is read while the next is encoded; the first one does not wait for that.
-            if len(running) > 1 or not more or (size == 2 * FIRST_CHUNK and running[0].logits.done()):
+            if len(running) > 1 or not more or (size == GROWTH * FIRST_CHUNK and running[0].logits.done()):
                 yield from _readings(running[0], engine)
                 broken = running.popleft().broken
                 if broken is not None:
