@@ -193,6 +193,7 @@ class Accuracy:
 def test_the_loop_trains_another_objective(base: Checkpoint, tmp_path: Path, layout: BatchLayout) -> None:
     asked = [Example(str(i), f"Who {'is ' * i}it?", PASSAGE) for i in range(3)]
     windows = [each.window for each in make_training_windows(asked, base.tokenizer, SETTINGS, empty_windows=9)[0]]
+    windows = windows[:8]  # few enough to be learned by heart, far below the bounds, with any rounding
     transformers.set_seed(0)
     network: Any = transformers.BertForMaskedLM(transformers.BertConfig.from_dict({**base.config}))
     if layout == "flat":
@@ -216,5 +217,5 @@ def test_the_loop_trains_another_objective(base: Checkpoint, tmp_path: Path, lay
     accuracy = [entry["accuracy"] for entry in loop.state.log_history if "accuracy" in entry]
     assert losses[0] < 1.2 * np.log(network.config.vocab_size)  # a mean over batches, not their sum
     assert losses[-1] < losses[0] / 2
-    assert len(accuracy) == 3 and accuracy[-1] > accuracy[0] + 15
+    assert len(accuracy) == 3 and accuracy[-1] > accuracy[0] + 30
     assert notes[-1].startswith("60 of 60: loss ") and f"Accuracy {accuracy[-1]:.4g}" in notes[-1]
