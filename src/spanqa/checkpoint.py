@@ -233,11 +233,12 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def copy_checkpoint(path: Path, out: Path, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Copy the files of a checkpoint into a folder, but those whose names, or patterns of names, are left out."""
+    """Copy the files of a checkpoint into a folder, but those whose names, or patterns of names, are left out.
+
+    The weights are always copied.
+    """
     files = [file for pattern in CHECKPOINT_FILES if pattern not in leave_out for file in path.glob(pattern)]
-    if not set(WEIGHT_FILES) & set(leave_out):
-        files += weight_files(path)  # shards may have other names
-    for file in dict.fromkeys(files):
+    for file in dict.fromkeys([*files, *weight_files(path)]):  # shards may have other names
         shutil.copyfile(file, out / file.name)
 
 

@@ -181,7 +181,8 @@ class _Work:
                 self._running.add(get_ident())
                 return True
             self._queue.add(request)
-            while len(self._threads) < min(self.backend.batches_at_once, len(self._threads) + len(request.pieces)):
+            wanted = min(self.backend.batches_at_once, len(self._threads) + len(request.pieces))
+            while len(self._threads) < wanted:
                 thread = Thread(target=self._serve, name="spanqa-engine", daemon=True)
                 self._threads.append(thread)
                 thread.start()

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spanqa.backends.registry import load_backend
 from spanqa.batches import Batch, pack
 from spanqa.checkpoint import (
     INT8_GRAPH,
@@ -27,7 +26,6 @@ from spanqa.checkpoint import (
     SIGNATURE,
     Checkpoint,
     copy_checkpoint,
-    open_checkpoint,
     write_settings,
 )
 from spanqa.errors import AccuracyLostError, InputError
@@ -101,7 +99,7 @@ def quantize(
             engine, graph_sha256 = _write_int8(reader, shown, folder, keep_ffn_outputs=ffn_outputs == "floats")
             write_settings(folder, {**checkpoint.settings, "quantization": {"graph_sha256": graph_sha256}})
             progress(2, 3, "measuring the quantized model")
-            with _reader(folder) as quantized:
+            with Reader.load(folder, backend="openvino", dtype="int8") as quantized:
                 after = score(quantized, measured)
             if before.f1 - after.f1 <= most_f1_lost:
                 break
@@ -125,12 +123,6 @@ def quantize(
         folder.rename(out)
     progress(3, 3)
     return done
-
-
-def _reader(folder: Path) -> Reader:
-    checkpoint = open_checkpoint(folder)
-    backend, _ = load_backend("openvino", checkpoint, dtype="int8")
-    return Reader(checkpoint, backend)
 
 
 def _write_int8(

@@ -276,9 +276,10 @@ class Reader:
         its place. A question that was encoded before is given as its `Tokens`.
 
         Raises:
-            InputError: a question is empty, too long or not a string, or a passage is not a string.
+            InputError: a question is empty, too long or not a string, or a passage is not a string; `errors` is impossible.
             BackendError: the logits are not numbers.
         """
+        _check_errors(errors)
         for _, reading in read_stream(iter(questions), self.engine, self.checkpoint.tokenizer, self.windows):
             if errors == "raise" and not isinstance(reading, Reading):
                 raise reading
@@ -312,10 +313,9 @@ def _check_top_k(top_k: int) -> None:
         raise InputError(f"top_k is {top_k!r}; expected a whole number, at least 1.")
 
 
-def _check_errors(errors: Errors) -> Errors:
+def _check_errors(errors: Errors) -> None:
     if errors not in get_args(Errors):
         raise InputError(f"errors is {errors!r}; expected one of {', '.join(get_args(Errors))}.")
-    return errors
 
 
 def _load_again(

@@ -121,12 +121,11 @@ def load_backend(
         NotInstalledError: the packages of the backend are not installed.
         CheckpointError: the weights do not match the config, or only another backend can run the model.
     """
+    _check_dtype(dtype)
     reason = "it was asked for"
     if name == "auto":
-        _check_dtype(dtype)
         name, reason = choose_backend(checkpoint.model_type, device, dtype)
     info = _find(name)
-    _check_dtype(dtype)
     if dtype != "auto" and dtype not in info.dtypes:
         raise BackendError(
             f"Backend {name!r} does not support dtype {dtype!r}. Choose one of auto, {', '.join(info.dtypes)}."
