@@ -1,6 +1,6 @@
-"""Generates the benchmark page of the documentation from the JSON under benchmarks/results.
+"""Generates the benchmark page of the documentation, and the results in the README, from the JSON under benchmarks/results.
 
-python benchmarks/page.py        # writes docs/benchmarks.md; a test checks that it is up to date
+python benchmarks/page.py        # writes docs/benchmarks.md and README.md; a test checks that they are up to date
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 
 INTRODUCTION = """# Benchmarks
 
@@ -270,5 +271,55 @@ def origin(record: dict[str, Any], name: str) -> str:
     return f"`{record['command']}`\n\n{made} Record: `benchmarks/results/{name}.json`.\n"
 
 
+def render_readme(text: str) -> str:
+    """Return the README with its results made anew."""
+    before, marker, rest = text.partition("<!-- results:")
+    note, _, rest = rest.partition("-->\n")
+    _, end, after = rest.partition("<!-- end of results -->")
+    return f"{before}{marker}{note}-->\n{results()}{end}{after}"
+
+
+def results() -> str:
+    """Return the few results that the README shows: spanqa-mini beside the pipeline that transformers had."""
+    speed, in_order = load("side-by-side.random-order"), load("side-by-side.spanqa-mini")
+    beside = load("confidence.spanqa-mini")["rows"]["squad-v2.0-dev"]["beside_transformers"]
+    official = load("squad-v2.0-dev.spanqa-mini.openvino-bf16")["metrics"]
+    pipelines = [name for name in speed["rows"] if "pipeline" in name]
+
+    def best(record: dict[str, Any]) -> float:
+        return max(float(record["rows"][name]["questions_per_s"]) for name in pipelines)
+
+    def rate(record: dict[str, Any], name: str) -> str:
+        found = record["rows"][name]["questions_per_s"]
+        return f"{found:.0f} ({found / best(record):.1f} x)"
+
+    theirs, ours = beside["transformers"], beside["spanqa"]
+    rows = [
+        (f"F1 on {beside['questions']:,} questions", f"{theirs['f1']:.2f}", f"{ours['f1']:.2f}"),
+        ("calibration error of the probabilities (ECE)", f"{theirs['ece']:.3f}", f"{ours['ece']:.3f}"),
+        ("questions/s in fp32, in random order", f"{best(speed):.0f}", rate(speed, "spanqa openvino fp32")),
+        ("questions/s in bf16, in random order", "", rate(speed, "spanqa openvino bf16")),
+        ("questions/s in fp32, in file order", f"{best(in_order):.0f}", rate(in_order, "spanqa openvino fp32")),
+        ("questions/s in bf16, in file order", "", rate(in_order, "spanqa openvino bf16")),
+    ]
+    return f"""
+spanqa-mini on questions of the SQuAD 2.0 development set, {speed["threads"]} threads, {speed["processor"]}.
+The pipeline of transformers 4.57.6, at its best batch size, runs the same weights in the same run.
+
+{table(("", "transformers pipeline", "spanqa"), rows)}
+On all {official["total"]:,} questions the official metrics are F1 {official["f1"]:.2f} and exact {official["exact"]:.2f} (bf16). Commands, records and more:
+[Benchmarks](docs/benchmarks.md).
+
+"""
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a record that must exist."""
+    record = read(name)
+    assert record is not None, name
+    return record
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(), "utf-8")
+    README.write_text(render_readme(README.read_text("utf-8")), "utf-8")

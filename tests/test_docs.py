@@ -1,6 +1,7 @@
 """What the README and the documentation show is what happens."""
 
 import doctest
+import json
 import re
 import shlex
 import subprocess
@@ -54,15 +55,15 @@ def without_decimals(text: str) -> list[str]:
     return [" ".join(re.sub(r"-?\d+\.\d+", "#", line).split()) for line in text.splitlines() if line.strip()]
 
 
-def test_the_benchmark_page_is_made_from_the_records() -> None:
+def test_the_benchmark_page_and_the_results_in_the_readme_are_made_from_the_records() -> None:
+    code = "import json, page; print(json.dumps([page.render(), page.render_readme(page.README.read_text('utf-8'))]))"
     made = subprocess.run(
-        [sys.executable, "-c", "import page; print(page.render(), end='')"],
-        cwd=ROOT / "benchmarks",
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
     )
-    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == made.stdout
+    benchmarks, readme = json.loads(made.stdout)
+    assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == benchmarks
+    assert (ROOT / "README.md").read_text("utf-8") == readme
+    assert "| F1 on 2,000 questions |" in readme
 
 
 # --- the picture of the data flow, and the list of files
