@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError
 from spanqa.squad import Example, GoldAnswer
-from spanqa.train.labels import Label, Labelled, align, align_all, answer_length_tokens, as_labelled, hold_out
+from spanqa.tables import Label, Labelled, as_labelled
+from spanqa.train.labels import align, align_all, answer_length_tokens, hold_out
 
 PASSAGE = "The pier  was built by Anna Kestrel in 1911. Anna Kestrel died in 1954; the pier's end was lit."
 

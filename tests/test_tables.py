@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from spanqa.errors import DatasetError
-from spanqa.train.labels import Label, Labelled
-from spanqa.train.tables import read_labelled
+from spanqa.tables import Label, Labelled, read_labelled
 
 PASSAGE = "The pier, built in 1911; lit in 1954."
 

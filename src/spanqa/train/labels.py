@@ -2,18 +2,19 @@
 
 A label is the words of an answer and perhaps where they start. In many files the start is off by white space or a few
 characters, or missing. `align` settles the labels of one question; `align_all` those of a data set, with a report.
-It reads no files (`spanqa.train.tables`) and cuts no windows (`spanqa.train.targets`).
+It reads no files (`spanqa.tables`) and cuts no windows (`spanqa.train.targets`).
 """
 
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from spanqa.errors import DatasetError, InputError
 from spanqa.squad import Example, GoldAnswer
+from spanqa.tables import Label, Labelled
 from spanqa.tokens import Tokenizer
 
 NEAR = 20
@@ -21,25 +22,6 @@ NEAR = 20
 
 LabelStatus = Literal["unanswerable", "exact", "repaired", "placed", "ambiguous", "dropped"]
 """What happened to a label, or to a question by its worst label; see `LabelReport`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """An answer as it was labelled: its words, and the code point at which they start, if known."""
-
-    text: str
-    start: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A question with its passage and labels, before they are checked against the passage."""
-
-    id: str
-    question: str
-    passage: str
-    labels: tuple[Label, ...]
-    title: str = ""
 
 
 @dataclass(slots=True)
@@ -146,13 +128,6 @@ def align_all(questions: Iterable[Labelled], *, strict: bool = False) -> tuple[l
         if example is not None:
             examples.append(example)
     return examples, report
-
-
-def as_labelled(examples: Iterable[Example]) -> Iterator[Labelled]:
-    """Yield the questions of a SQuAD file with their answers as labels."""
-    for example in examples:
-        labels = tuple(Label(answer.text, answer.start) for answer in example.answers)
-        yield Labelled(example.id, example.question, example.passage, labels, example.title)
 
 
 def hold_out(examples: Sequence[Example], share: float = 0.05, seed: int = 0) -> tuple[list[Example], list[Example]]:

@@ -28,11 +28,11 @@ from spanqa.files import write_text
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader, stored_settings
 from spanqa.squad import Example
+from spanqa.tables import read_labelled
 from spanqa.train.card import model_card
 from spanqa.train.curve import Point, learning_curve
 from spanqa.train.labels import LabelReport, align_all, answer_length_tokens, hold_out
 from spanqa.train.settings import TrainSettings, preset
-from spanqa.train.tables import read_labelled
 from spanqa.windows import WindowSettings
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_questions(
 ) -> Questions:
     """Read the questions to train on and to measure on, and check their labels.
 
-    The files are those that `spanqa.train.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
+    The files are those that `spanqa.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
     on. `strict` raises at the first label that is ambiguous or not in its passage. `max_questions` draws that many to train
     on, by `seed`. `notify` gets the report on each file.
 

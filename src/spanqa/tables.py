@@ -13,14 +13,14 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spanqa.errors import DatasetError
 from spanqa.extras import require
 from spanqa.files import read_text
-from spanqa.squad import read_squad
-from spanqa.train.labels import Label, Labelled, as_labelled
+from spanqa.squad import Example, read_squad
 
 _NAMES = {
     "question": ("question", "query"),
@@ -30,6 +30,25 @@ _NAMES = {
     "id": ("id", "qid", "question_id"),
     "title": ("title",),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """An answer as it was labelled: its words, and the code point at which they start, if known."""
+
+    text: str
+    start: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A question with its passage and labels, before they are checked against the passage."""
+
+    id: str
+    question: str
+    passage: str
+    labels: tuple[Label, ...]
+    title: str = ""
 
 
 def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
@@ -60,6 +79,13 @@ def read_labelled(path: str | os.PathLike[str]) -> Iterator[Labelled]:
             f"{str(path)!r} has a format that spanqa does not read. Expected .json (SQuAD), .jsonl, .csv, .tsv, .parquet, or a "
             "folder saved by Hugging Face datasets."
         )
+
+
+def as_labelled(examples: Iterable[Example]) -> Iterator[Labelled]:
+    """Yield the questions of a SQuAD file with their answers as labels."""
+    for example in examples:
+        labels = tuple(Label(answer.text, answer.start) for answer in example.answers)
+        yield Labelled(example.id, example.question, example.passage, labels, example.title)
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
