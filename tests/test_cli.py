@@ -4,12 +4,17 @@
 that are pipes, the exit code, what is imported), `spanqa` starts one.
 """
 
+import csv
 import gzip
+import hashlib
 import json
 import os
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,8 @@ import pytest
 
 from spanqa.backends.registry import BACKENDS
 from spanqa.evaluate import parity
+from spanqa.files import claimed
+from spanqa.squad import read_squad
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HARBOUR = EXAMPLES / "harbour.txt"
@@ -134,7 +141,7 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
         (["ask", QUESTION, HARBOUR, "--backend", "openvino", "--device", "cuda:9"], "does not see device 'cuda:9'"),
         (["ask", QUESTION, HARBOUR, "--dtype", "fp7"], "Unknown dtype 'fp7'"),
         (["ask", QUESTION, HARBOUR, "--backend", "numpy", "--dtype", "bf16"], "does not support dtype 'bf16'"),
-        (["evaluate", HARBOUR], "is not JSON"),
+        (["evaluate", HARBOUR], "has a format that spanqa does not read"),
         (["evaluate", EXAMPLES / "harbour.json", "--predictions", EXAMPLES / "harbour.json"], "harbour-1"),
         (["evaluate", EXAMPLES / "harbour.json", "--out", HARBOUR], "Name a folder that can be written to"),
     ],
@@ -201,6 +208,119 @@ def test_evaluate_shows_no_progress_bar_in_a_pipe() -> None:
     done = spanqa("evaluate", EXAMPLES / "harbour.json", "--max-questions", "2")
     assert done.stderr == ""
     assert "HasAns_f1" in done.stdout
+
+
+def test_evaluate_reads_a_pipe_once_and_hashes_what_it_read(tmp_path: Path) -> None:
+    data = (EXAMPLES / "harbour.json").read_bytes()
+    with (EXAMPLES / "harbour.json").open() as file:
+        done = spanqa("evaluate", "/dev/stdin", "--max-questions", "1", "--json", stdin=file)
+    assert json.loads(done.stdout)["settings"]["data"] == {
+        "file": "stdin", "sha256": hashlib.sha256(data).hexdigest(), "questions": 1,
+    }  # fmt: skip
+
+
+def test_evaluate_reads_rows_and_lists_of_predictions(tmp_path: Path, command: Command) -> None:
+    examples = read_squad(EXAMPLES / "harbour.json")
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["", "id", "question", "context", "answer", "is_impossible"])
+        for number, each in enumerate(examples):
+            answer = each.answers[0].text if each.answers else "it was never said"
+            rows.writerow([number, each.id, each.question, each.passage, answer, not each.answers])
+    predictions = [
+        {"id": each.id, "prediction_text": each.answers[0].text if each.answers else "", "no_answer_probability": 0.5}
+        for each in examples
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(predictions))
+    done = command("evaluate", tmp_path / "rows.csv", "--predictions", tmp_path / "list.json", "--json")
+    metrics = json.loads(done.stdout)["metrics"]
+    assert (metrics["exact"], metrics["HasAns_total"], metrics["NoAns_total"]) == (100.0, 6, 2)
+    assert metrics["best_f1"] == 100.0
+    for wrong, message in (
+        ([*predictions, predictions[0]], "9 predictions for 8 ids"),
+        ([{"id": "1"}], "a list of objects with id and prediction_text; found"),
+        (predictions[:-1] + [{k: v for k, v in predictions[-1].items() if "no" not in k}], "1 of 8 questions have no no-answer score"),
+    ):  # fmt: skip
+        (tmp_path / "list.json").write_text(json.dumps(wrong))
+        fails(command("evaluate", tmp_path / "rows.csv", "--predictions", tmp_path / "list.json"), message)
+
+
+def test_questions_without_answers_are_predicted_and_not_scored(tmp_path: Path, command: Command) -> None:
+    row = {"id": "q\ud800", "question": QUESTION, "context": HARBOUR.read_text("utf-8")}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    fails(command("evaluate", tmp_path / "rows.json"), "spanqa evaluate FILE --predict-only --out DIR")
+    done = command("evaluate", tmp_path / "rows.json", "--predict-only", "--out", tmp_path / "out")
+    assert done.stdout == f"{tmp_path / 'out'}: predictions for 1 questions\n"
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text("utf-8")) == {"q\ud800": "Anna Kestrel"}
+    assert list(json.loads((tmp_path / "out" / "record.json").read_text("utf-8"))) == ["settings"]
+    empty = command("evaluate", write_rows(tmp_path / "empty.json", {**row, "answers": []}))
+    assert "No question has an answer" in empty.stderr and "--predict-only" in empty.stderr
+    assert command("evaluate", tmp_path / "rows.json", "--predict-only").returncode == 2
+
+
+def write_rows(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_an_output_that_is_an_input_is_refused_before_work(tmp_path: Path, command: Command) -> None:
+    data = tmp_path / "predictions.json"
+    shutil.copy(EXAMPLES / "harbour.json", data)
+    before = data.read_bytes()
+    (tmp_path / "link.json").symlink_to(data)
+    message = "is an input of this command, which would replace it"
+    fails(command("evaluate", data, "--out", tmp_path), message)
+    fails(command("evaluate", tmp_path / "link.json", "--out", tmp_path), message)
+    fails(command("evaluate", EXAMPLES / "harbour.json", "--predictions", data, "--out", tmp_path / "."), message)
+    assert data.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "predictions.json"]
+    with claimed(tmp_path / "out"):
+        fails(command("evaluate", data, "--out", tmp_path / "out"), "Another run writes to")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: int) -> None:
+    row = {"question": QUESTION, "context": HARBOUR.read_text("utf-8"), "answer": "Anna Kestrel"}
+    data = write_rows(tmp_path / "rows.json", *[row] * 20_000)
+    command = [sys.executable, "-m", "spanqa", "evaluate", str(data), "--out", str(tmp_path / "out"), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((tmp_path / "out").glob(".*.partial")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, error = process.communicate()
+    assert (process.returncode, error) == (128 + number, "")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+ODD_NAME = os.fsdecode(b"daten-\xff.json")
+
+
+def test_a_data_file_with_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    try:
+        shutil.copy(EXAMPLES / "harbour.json", tmp_path / ODD_NAME)
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    done = spanqa("evaluate", tmp_path / ODD_NAME, "--out", tmp_path / "out", "--max-questions", "1")
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "out" / "record.json").read_text("utf-8"))
+    assert record["settings"]["data"]["file"] == "daten-\\udcff.json"
+    assert r"daten-\udcff.json" in record["settings"]["command"]
+    (tmp_path / ODD_NAME).write_text("[]")
+    fails(spanqa("evaluate", tmp_path / ODD_NAME), r"daten-\udcff.json' holds no rows")
+
+
+@pytest.mark.parametrize("option", ["--predictions", "--against", "DATA", "--out"])
+def test_a_folder_where_a_file_should_be(tmp_path: Path, option: str, command: Command) -> None:
+    for name in ("dev.json", "out", "out/predictions.json", "report"):
+        (tmp_path / name).mkdir()
+    folder = tmp_path / "dev.json"
+    arguments, message = {
+        "--predictions": ([EXAMPLES / "harbour.json", "--predictions", folder], "is a folder. Expected a file"),
+        "--against": ([EXAMPLES / "harbour.json", "--report", tmp_path / "report", "--against", folder], "is a folder. Expected a file"),
+        "DATA": ([folder], "is not a folder saved by Hugging Face datasets"),
+        "--out": ([EXAMPLES / "harbour.json", "--out", tmp_path / "out"], "Is a directory. Name a folder"),
+    }[option]  # fmt: skip
+    fails(command("evaluate", *arguments), message)
 
 
 def test_info_tells_what_is_here_and_what_auto_takes(command: Command) -> None:

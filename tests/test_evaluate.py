@@ -301,7 +301,7 @@ def test_settings_say_what_was_run(reader, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/spanqa", "evaluate", "my dev.json"])
     data = tmp_path / "dev.json"
     data.write_text("{}")
-    settings = evaluate(reader(), EXAMPLES, data=data, threshold=-math.inf)["settings"]
+    settings = evaluate(reader(), EXAMPLES, data=describe_file(data), threshold=-math.inf)["settings"]
     assert settings["command"] == "spanqa evaluate 'my dev.json'"
     assert settings["data"] == {"file": "dev.json", "sha256": hashlib.sha256(b"{}").hexdigest(), "questions": 5}
     assert settings["model"] == {"name": "spanqa-mini", "sha256": checkpoint.weights.sha256}
@@ -358,7 +358,7 @@ def write(path, content):
 def test_files_of_predictions_are_scored_without_a_model(tmp_path, ending):
     predictions = write(tmp_path / f"predictions.{ending}", PREDICTIONS)
     na_probs = write(tmp_path / f"na.{ending}", NA_PROBS)
-    record = score_file(EXAMPLES, predictions, na_probs, data=na_probs)
+    record = score_file(EXAMPLES, predictions, na_probs, data=describe_file(na_probs))
     assert record["metrics"] == score_squad(EXAMPLES, PREDICTIONS, NA_PROBS)
     assert record["metrics"]["best_exact"] == 60.0  # "length" answered, no other
     settings = record["settings"]
@@ -388,7 +388,7 @@ def test_options_of_scoring_reach_the_metrics(tmp_path):
 def test_a_file_that_holds_no_object_is_an_error(tmp_path):
     listed = write(tmp_path / "list.json", ["Kestrel"])
     with pytest.raises(
-        DatasetError, match=r"list\.json' should hold an object {question id: …} of texts; found \['Kest"
+        DatasetError, match=r"list\.json' should hold an object {question id: …} of texts, or a list .* found \['Kest"
     ):
         score_file(EXAMPLES, listed)
     with pytest.raises(DatasetError, match=r"of numbers; found"):

@@ -1,13 +1,15 @@
 """Labels checked against their passages: exact, repaired, placed, ambiguous or dropped."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError
-from spanqa.squad import Example, GoldAnswer
-from spanqa.train.labels import Label, Labelled, align, align_all, answer_length_tokens, as_labelled, hold_out
+from spanqa.squad import Example, GoldAnswer, Label, Labelled
+from spanqa.train.labels import align, align_all, answer_length_tokens, hold_out, shared_passages
 
 PASSAGE = "The pier  was built by Anna Kestrel in 1911. Anna Kestrel died in 1954; the pier's end was lit."
 
@@ -111,9 +113,36 @@ def test_the_questions_on_an_article_stay_on_one_side() -> None:
         hold_out([Example(str(i), "Who?", "one", ()) for i in range(3)])
 
 
-def test_a_squad_file_has_labels_with_starts() -> None:
-    example = Example("1", "Who?", PASSAGE, (GoldAnswer("1911", 39),), "Pier")
-    assert list(as_labelled([example])) == [Labelled("1", "Who?", PASSAGE, (Label("1911", 39),), "Pier")]
+def test_no_passage_is_on_both_sides_whatever_the_titles_are() -> None:
+    """Titles can be missing, one for everything, one for each row (as row numbers are), or right."""
+    titles = {
+        "none": lambda row, passage: "",
+        "one": lambda row, passage: "All",
+        "rows": lambda row, passage: str(row),
+        "right": lambda row, passage: f"title {passage % 5}",
+        "some": lambda row, passage: f"title {passage}" if row % 2 else "",
+    }
+    for seed in range(1000):
+        draw = random.Random(seed)
+        kind = draw.choice(list(titles))
+        passages = draw.randint(2, 12)
+        rows = [draw.randrange(passages) for _ in range(draw.randint(10, 60))]
+        if len({p % 5 if kind == "right" else p for p in rows}) < 2:
+            continue
+        examples = [
+            Example(str(row), "Who?", draw.choice((f"The text {p}.", f"the\n text  {p}. ")), (), titles[kind](row, p))
+            for row, p in enumerate(rows)
+        ]
+        kept, held = hold_out(examples, share=draw.choice((0.05, 0.5)), seed=seed)
+        assert kept and held and len(kept) + len(held) == len(examples)
+        assert shared_passages(kept, held) == 0
+        if kind == "right":
+            assert not {example.title for example in kept} & {example.title for example in held}
+
+
+def test_passages_that_are_on_both_sides_are_counted() -> None:
+    one, other = Example("1", "Who?", "The pier.", ()), Example("2", "Who?", "the  pier. ", ())
+    assert shared_passages([one], [other, other, Example("3", "Who?", "Another.", ())]) == 2
 
 
 def test_the_answer_length_covers_nearly_all_answers() -> None:

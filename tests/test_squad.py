@@ -1,5 +1,9 @@
+import errno
 import gzip
 import json
+import os
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spanqa.errors import DatasetError
-from spanqa.files import read_json, read_text, replacing, write_json
-from spanqa.squad import Example, GoldAnswer, JsonObjectWriter, read_squad
+from spanqa.errors import DatasetError, InputError
+from spanqa.files import claimed, new_folder, read_json, read_text, replacing, write_json
+from spanqa.squad import Example, GoldAnswer, json_object_writer, read_squad
 from strategies import nasty_texts
 
 PIER = "The pier was built by Anna Kestrel in 1891."
@@ -87,7 +91,7 @@ def where(value: Any, message: str) -> Any:
         where(squad({"id": "q", "question": "?"}), r'qas\[0\] has no "answers"'),
         where(squad(BUILDER | {"answers": ["Anna"]}), r"qas\[0\].answers\[0\]: expected an object, found a string"),
         where(squad(BUILDER | {"answers": [{"text": "Anna"}]}), r'answers\[0\] has no "answer_start"'),
-        where(squad(BUILDER | {"answers": [{"text": "A", "answer_start": 1.5}]}), 'expected "answer_start" to be a whole number'),
+        where(squad(BUILDER | {"answers": [{"text": "A", "answer_start": 1.5}]}), r"answers\[0\]: the answer's start is 1.5; expected a whole number"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_a_squad_file_is_refused_with_the_location(data: Any, message: str, tmp_path: Path) -> None:
@@ -144,37 +148,117 @@ def test_a_name_that_leads_nowhere_is_refused(path: str) -> None:
 @settings(max_examples=25)
 @given(st.dictionaries(nasty_texts(4), st.one_of(nasty_texts(6), st.floats(allow_nan=False, allow_infinity=False))))
 def test_what_is_written_entry_by_entry_is_one_json_object(tmp_path: Path, entries: dict[str, Any]) -> None:
-    with JsonObjectWriter(tmp_path / "out.json") as out:
+    with json_object_writer(tmp_path / "out.json") as write_entry:
         for key, value in entries.items():
-            out.write(key, value)
+            write_entry(key, value)
     assert json.loads((tmp_path / "out.json").read_text("utf-8")) == entries
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
 def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
-    with JsonObjectWriter(tmp_path / "out.json") as out:
-        out.write("q1", "Anna")
+    with json_object_writer(tmp_path / "out.json") as write_entry:
+        write_entry("q1", "Anna")
         assert not (tmp_path / "out.json").exists()
     assert json.loads((tmp_path / "out.json").read_text()) == {"q1": "Anna"}
 
 
 def test_a_writer_left_by_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "out.json").write_text("old")
-    with pytest.raises(RuntimeError, match="power cut"), JsonObjectWriter(tmp_path / "out.json") as out:
-        out.write("q1", "Anna")
+    with pytest.raises(RuntimeError, match="power cut"), json_object_writer(tmp_path / "out.json") as write_entry:
+        write_entry("q1", "Anna")
         raise RuntimeError("power cut")
     assert (tmp_path / "out.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
-def test_a_writer_is_used_in_its_with_block(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="used outside its with block"):
-        JsonObjectWriter(tmp_path / "out.json").write("q1", "Anna")
+@pytest.fixture
+def file_size() -> Iterator[Callable[[int], None]]:
+    """Limit the size of files that this process writes: what is longer fails, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, file_size: Callable[[int], None]) -> None:
+    written = 0
+    for seed in range(1000):
+        draw = random.Random(seed)
+        limit, entries = draw.randrange(1, 40_000), draw.randrange(1, 300)
+        file_size(limit)
+        try:
+            with json_object_writer(tmp_path / "out.json") as write_entry:
+                for key in range(entries):
+                    write_entry(str(key), "x" * draw.randrange(200))
+            written += 1
+            (tmp_path / "out.json").unlink()
+        except OSError as error:
+            assert error.errno == errno.EFBIG
+        assert list(tmp_path.iterdir()) == []
+    assert 100 < written < 900
+
+
+def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
+    for seed in range(1000):
+        draw = random.Random(seed)
+        key, value = ("".join(draw.choices('\ud800\udbff\udc80\udfffa\\"é𝒳\u2028', k=5)) for _ in range(2))
+        key += "-"  # a high and a low surrogate that meet are one character in JSON
+        with json_object_writer(tmp_path / "out.json") as write_entry:
+            write_entry(key, value)
+        text = (tmp_path / "out.json").read_text("utf-8")
+        assert json.loads(text) == json.loads(json.dumps({key: value}))
+
+
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
+    with claimed(tmp_path / "out"):
+        with (
+            pytest.raises(InputError, match=r"Another run writes to .*out'\. Wait until it is done"),
+            claimed(tmp_path / "out"),
+        ):
+            raise AssertionError("not reached")
+    with claimed(tmp_path / "out"):
+        assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"The results cannot be written to .*: File exists"),
+        claimed(tmp_path / "file"),
+    ):
+        raise AssertionError("not reached")
+
+
+def test_a_new_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a" / "out") as folder:
+        (folder / "file").write_text("x")
+        assert not (tmp_path / "a" / "out").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+    assert (tmp_path / "a" / "out").stat().st_mode & 0o777 == 0o777 & ~umask()
+    with (
+        pytest.raises(InputError, match=r"Output folder .*out' already exists. Choose a new path"),
+        new_folder(tmp_path / "a" / "out"),
+    ):
+        raise AssertionError("not reached")
+    with pytest.raises(InputError, match="already exists"), new_folder(tmp_path / "a" / "other"):
+        (tmp_path / "a" / "other").mkdir()  # another run was faster
+    with pytest.raises(RuntimeError, match="power cut"), new_folder(tmp_path / "a" / "more"):
+        raise RuntimeError("power cut")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written: Not a directory"), new_folder(tmp_path / "file" / "out"):
+        raise AssertionError("not reached")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["other", "out"]
+
+
+def umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
 
 
 def test_numbers_that_json_cannot_represent_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"), JsonObjectWriter(tmp_path / "out.json") as out:
-        out.write("q1", float("nan"))
+    with (
+        pytest.raises(ValueError, match="not JSON compliant"),
+        json_object_writer(tmp_path / "out.json") as write_entry,
+    ):
+        write_entry("q1", float("nan"))
     assert list(tmp_path.iterdir()) == []
 
 

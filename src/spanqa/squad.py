@@ -1,6 +1,6 @@
 """SQuAD files: questions in, predictions out.
 
-`read_squad` turns a SQuAD 1.1 or 2.0 JSON file, plain or gzipped, into examples. `JsonObjectWriter` writes the usual
+`read_squad` turns a SQuAD 1.1 or 2.0 JSON file, plain or gzipped, into examples. `json_object_writer` writes the usual
 `{question id: …}` files (predictions, n-best lists, null odds) entry by entry, so a whole file is never in memory. This module
 computes no scores: that is `spanqa.evaluate`.
 
@@ -9,18 +9,19 @@ Format: Rajpurkar et al. 2018 (https://arxiv.org/abs/1806.03822).
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
+from spanqa.cells import read_flag, read_start
 from spanqa.errors import DatasetError
 from spanqa.files import read_json, replacing
 
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """One reference answer: its text, and the position in the passage (in code points) where it starts."""
+    """One reference answer: its text, and the code point of the passage where it starts; -1 if the words are not there."""
 
     text: str
     start: int
@@ -42,8 +43,43 @@ class Example:
     cause: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Label:
+    """An answer as it was labelled: its words, and the code point at which they start, if known."""
+
+    text: str
+    start: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A question with its passage and labels as a file holds them, before they are checked against the passage."""
+
+    id: str
+    question: str
+    passage: str
+    labels: tuple[Label, ...]
+    title: str = ""
+    cause: str | None = None
+
+
+def as_example(question: Labelled) -> Example:
+    """Return the question with its labels as answers. A label without a start gets the first place of its words, or -1.
+
+    Nothing else is changed, so that official scores stay what they are. `spanqa.train.labels.align` repairs labels.
+    """
+    passage = question.passage
+    answers = tuple(
+        GoldAnswer(label.text, passage.find(label.text) if label.start is None else label.start)
+        for label in question.labels
+    )
+    return Example(question.id, question.question, passage, answers, question.title, question.cause)
+
+
 def read_squad(path: str | os.PathLike[str]) -> list[Example]:
     """Return the examples of a SQuAD 1.1 or 2.0 file (`.json` or `.json.gz`), in file order.
+
+    `spanqa.tables.read_examples` also reads questions in other forms.
 
     Raises:
         DatasetError: the file cannot be read, is not SQuAD JSON, has no question, or has the same id twice. The message
@@ -56,48 +92,63 @@ def read_squad(path: str | os.PathLike[str]) -> list[Example]:
             f'{str(path)!r} is not a SQuAD file: expected an object with a list under "data", '
             f"found {_kind(data)}{' without it' if isinstance(data, dict) else ''}. See docs/guide/evaluate.md for the format."
         )
-    examples: list[Example] = []
-    seen: set[str] = set()
-    for number, article in enumerate(articles):
-        for example in _article(article, f"{str(path)!r}, data[{number}]"):
-            if example.id in seen:
-                raise DatasetError(
-                    f"{str(path)!r} has the question id {example.id!r} twice. Question ids must be unique."
-                )
-            seen.add(example.id)
-            examples.append(example)
-    if not examples:
+    places = (f"{str(path)!r}, data[{number}]" for number in range(len(articles)))
+    questions = [
+        question for article, place in zip(articles, places, strict=True) for question in of_article(article, place)
+    ]
+    check_ids(questions, path)
+    return [as_example(question) for question in questions]
+
+
+def check_ids(questions: Sequence[Labelled], path: str | os.PathLike[str]) -> None:
+    """Check that there are questions, and that no two of them have the same id.
+
+    Raises:
+        DatasetError: otherwise.
+    """
+    if not questions:
         raise DatasetError(f"{str(path)!r} has no question. Expected at least one.")
-    return examples
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise DatasetError(f"{str(path)!r} has the question id {question.id!r} twice. Question ids must be unique.")
+        seen.add(question.id)
 
 
-def _article(article: Any, place: str) -> list[Example]:
+def of_article(article: Any, place: str, *, answers: bool = True) -> Iterator[Labelled]:
+    """Yield the questions of an article: a title and paragraphs. `answers` says whether each question must have labels."""
     title = str(article.get("title") or "") if isinstance(article, dict) else ""
-    examples = []
-    for p, paragraph in enumerate(_field(article, "paragraphs", list, place)):
-        at = f"{place}.paragraphs[{p}]"
-        passage = _field(paragraph, "context", str, at)
-        for q, qa in enumerate(_field(paragraph, "qas", list, at)):
-            where = f"{at}.qas[{q}]"
-            identity = str(_field(qa, "id", (str, int), where))
-            golds = () if qa.get("is_impossible") else _field(qa, "answers", list, where)
-            examples.append(
-                Example(
-                    id=identity,
-                    question=_field(qa, "question", str, where),
-                    passage=passage,
-                    answers=tuple(
-                        GoldAnswer(
-                            _field(gold, "text", str, f"{where}.answers[{g}]"),
-                            _field(gold, "answer_start", int, f"{where}.answers[{g}]"),
-                        )
-                        for g, gold in enumerate(golds)
-                    ),
-                    title=title,
-                    cause=qa.get("cause"),
-                )
-            )
-    return examples
+    for number, paragraph in enumerate(_field(article, "paragraphs", list, place)):
+        yield from of_paragraph(paragraph, f"{place}.paragraphs[{number}]", title, answers=answers)
+
+
+def of_paragraph(paragraph: Any, place: str, title: str = "", *, answers: bool = True) -> Iterator[Labelled]:
+    """Yield the questions of a paragraph: a context and questions."""
+    passage = _field(paragraph, "context", str, place)
+    for number, qa in enumerate(_field(paragraph, "qas", list, place)):
+        where = f"{place}.qas[{number}]"
+        identity = str(_field(qa, "id", (str, int), where))
+        question = _field(qa, "question", str, where)
+        impossible = read_flag(qa.get("is_impossible"), "is_impossible", where)
+        if not impossible and "answers" not in qa and answers:
+            raise DatasetError(f'{where} has no "answers", which SQuAD files must have. {WITHOUT_ANSWERS}')
+        golds = [] if impossible or "answers" not in qa else _field(qa, "answers", list, where)
+        labels = tuple(_label(gold, f"{where}.answers[{g}]") for g, gold in enumerate(golds))
+        yield Labelled(identity, question, passage, labels, title, qa.get("cause"))
+
+
+WITHOUT_ANSWERS = (
+    "For predictions of questions without answers: spanqa evaluate FILE --predict-only --out DIR. "
+    "See docs/guide/evaluate.md for the formats."
+)
+"""What to do with a file that has no answers: the end of an error message."""
+
+
+def _label(gold: Any, place: str) -> Label:
+    text = _field(gold, "text", str, place)
+    if "answer_start" not in gold:
+        _field(gold, "answer_start", int, place)
+    return Label(text, read_start(gold["answer_start"], place))
 
 
 def _field(record: Any, name: str, kind: type | tuple[type, ...], place: str) -> Any:
@@ -124,35 +175,25 @@ def _kind(value: Any) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
-class JsonObjectWriter:
-    """Writes `{key: value, …}` to a file one entry at a time. The file appears under its name only when it is complete.
+@contextmanager
+def json_object_writer(path: str | os.PathLike[str]) -> Iterator[Callable[[str, Any], None]]:
+    """Write `{key: value, …}` to a file one entry at a time, with the function that the `with` block gets.
 
-        with JsonObjectWriter("predictions.json") as out:
-            out.write("q1", "Ada Lovelace")
+        with json_object_writer("predictions.json") as write:
+            write("q1", "Ada Lovelace")
 
-    On an exception, it removes what it wrote and keeps an existing file unchanged.
+    The file appears under its name only when it is complete. On an exception, what was written is removed, and an existing
+    file stays as it is.
     """
+    with replacing(path) as file:
+        file.write("{")
+        separator = "\n"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._open = replacing(path)
-        self._file: IO[str] | None = None
-        self._count = 0
+        def write(key: str, value: Any) -> None:
+            nonlocal separator
+            entry = f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}"
+            file.write(separator + entry)
+            separator = ",\n"
 
-    def __enter__(self) -> Self:
-        self._file = self._open.__enter__()
-        self._file.write("{")
-        return self
-
-    def write(self, key: str, value: Any) -> None:
-        """Add one entry."""
-        assert self._file is not None, "used outside its with block"
-        self._file.write(",\n" if self._count else "\n")
-        self._file.write(f"{json.dumps(key, ensure_ascii=False)}: ")
-        self._file.write(json.dumps(value, ensure_ascii=False, allow_nan=False))
-        self._count += 1
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._file is not None, "used outside its with block"
-        if kind is None:
-            self._file.write("\n}\n")
-        self._open.__exit__(kind, error, tb)
+        yield write
+        file.write("\n}\n")

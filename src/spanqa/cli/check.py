@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def check(
     data: Annotated[
-        Path | None, typer.Argument(metavar="[DATA]", help="A SQuAD file; eight questions of our own by default.")
+        Path | None, typer.Argument(metavar="[DATA]", help="Labelled questions; eight of our own by default.")
     ] = None,
     max_questions: Annotated[int, typer.Option(min=1, help="Read only the first N questions.")] = 100,
     as_json: options.Json = False,
@@ -29,9 +29,9 @@ def check(
     """
     from spanqa.evaluate.parity import REFERENCE, check_backends
     from spanqa.reader import Reader
-    from spanqa.squad import read_squad
+    from spanqa.tables import read_examples
 
-    examples = read_squad(data)[:max_questions] if data is not None else None
+    examples = read_examples(data)[0][:max_questions] if data is not None else None
 
     def load(backend: str, dtype: str) -> Reader:
         limit = None if backend == REFERENCE else threads

@@ -1,7 +1,8 @@
 """`spanqa evaluate`: official SQuAD numbers, of a model or of a file of predictions."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A SQuAD 1.1 or 2.0 file, .json or .json.gz.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Labelled questions: SQuAD .json, rows as .json, .jsonl or .csv, .parquet, ..."
+        ),
+    ],
     predictions: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Score this {id: text} file; no model is run.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Score this file, {id: text} or Hugging Face's list; no model is run."),
     ] = None,
     na_probs: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --predictions: {id: no-answer score}, for best_*.")
@@ -36,6 +43,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="With --report: compare with the outcomes.jsonl of another report."),
     ] = None,
+    predict_only: Annotated[
+        bool,
+        typer.Option("--predict-only", help="With --out: write predictions for questions without answers; no scores."),
+    ] = False,
     max_questions: Annotated[
         int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
     ] = None,
@@ -62,53 +73,84 @@ def evaluate(
     from spanqa.evaluate.outcomes import read_outcomes
     from spanqa.evaluate.run import write_record
     from spanqa.extras import require
-    from spanqa.squad import read_squad
+    from spanqa.tables import read_examples
 
-    if na_probs is not None and predictions is None:
-        raise typer.BadParameter("it goes with --predictions", param_hint="--na-probs")
-    if against is not None and report is None:
-        raise typer.BadParameter("it goes with --report", param_hint="--against")
-    if report is not None and predictions is not None:
-        raise typer.BadParameter(
-            "it needs a model: a file of predictions has no scores to report on", param_hint="--report"
-        )
+    for given, what, needed in (
+        (na_probs is not None and predictions is None, "--na-probs", "it goes with --predictions"),
+        (against is not None and report is None, "--against", "it goes with --report"),
+        (predict_only and out is None, "--predict-only", "it goes with --out"),
+        (predict_only and (predictions, report) != (None, None), "--predict-only", "there are no answers to score or report"),
+        (report is not None and predictions is not None, "--report",
+         "it needs a model: a file of predictions has no scores to report on"),
+    ):  # fmt: skip
+        if given:
+            raise typer.BadParameter(needed, param_hint=what)
     if report is not None:
         require("report")
     others = None if against is None else read_outcomes(against)
-    examples = read_squad(data)[:max_questions]
-    outcomes: list[Outcome] = []
-    if predictions is not None:
-        record = score_file(examples, predictions, na_probs, data=data)
-    else:
-        reader = options.load_reader(
-            model=model,
-            revision=revision,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            max_seq_length=max_seq_length,
-            overlap=overlap,
-            max_answer_tokens=max_answer_tokens,
+    examples, source = read_examples(data, answers=not predict_only)
+    examples = examples[:max_questions]
+    if not predict_only and not any(example.answers for example in examples):
+        typer.echo(
+            "No question has an answer, so each counts as right when it is left unanswered. For predictions of questions "
+            "whose answers are not known: --predict-only",
+            err=True,
         )
-        with options.progress_bar("questions") as progress:
-            record = evaluate_reader(
-                reader,
-                examples,
-                out=out,
-                data=data,
-                threshold=threshold,
-                on_outcome=outcomes.append,
-                progress=progress,
+    with _claimed(out, report, (data, predictions, na_probs, against)):
+        if predictions is not None:
+            record = score_file(examples, predictions, na_probs, data=source)
+        else:
+            reader = options.load_reader(
+                model=model,
+                revision=revision,
+                backend=backend,
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                max_seq_length=max_seq_length,
+                overlap=overlap,
+                max_answer_tokens=max_answer_tokens,
             )
-    if out is not None:
-        write_record(out, record)
-    if report is not None:
-        typer.echo(str(_report(report, reader, examples, outcomes, record, others)), err=True)
+            outcomes: list[Outcome] = []
+            with options.progress_bar("questions") as progress:
+                record = evaluate_reader(
+                    reader,
+                    examples,
+                    out=out,
+                    data=source,
+                    threshold=threshold,
+                    rule="squad_v2" if predict_only else None,
+                    on_outcome=outcomes.append,
+                    progress=progress,
+                )
+        if predict_only:
+            record = {"settings": record["settings"]}
+        if out is not None:
+            write_record(out, record)
+        if report is not None:
+            typer.echo(str(_report(report, reader, examples, outcomes, record, others)), err=True)
     if as_json:
         typer.echo(json.dumps(record, ensure_ascii=False))
+    elif predict_only:
+        typer.echo(f"{out}: predictions for {len(examples):,} questions")
     else:
         _show(record)
+
+
+@contextmanager
+def _claimed(out: Path | None, report: Path | None, inputs: "Sequence[Path | None]") -> Iterator[None]:
+    """Make the output folders, keep other runs out of them, and check that no input would be replaced."""
+    from spanqa.evaluate.report import REPORT_FILES
+    from spanqa.evaluate.run import RESULT_FILES
+    from spanqa.files import check_keeps, claimed
+
+    outputs = [(folder, names) for folder, names in ((out, RESULT_FILES), (report, REPORT_FILES)) if folder is not None]
+    for folder, names in outputs:
+        check_keeps(inputs, folder, names)
+    with ExitStack() as stack:
+        for each in {folder.resolve() for folder, _ in outputs}:
+            stack.enter_context(claimed(each))
+        yield
 
 
 def _report(

@@ -11,7 +11,9 @@ from spanqa.cli import options
 
 
 def quantize(
-    data: Annotated[Path, typer.Option(metavar="FILE", help="SQuAD file to calibrate on and to measure F1 on.")],
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="Labelled questions to calibrate on and to measure F1 on.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create. It must not exist yet.")],
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -27,18 +29,17 @@ def quantize(
     """Make a copy of a model that OpenVINO runs in 8-bit integers, if it keeps its F1."""
     import random
 
-    from spanqa.evaluate.record import describe_file
     from spanqa.quantize import quantize as quantize_model
-    from spanqa.squad import read_squad
+    from spanqa.tables import read_examples
 
-    examples = read_squad(data)
+    examples, source = read_examples(data)
     examples = random.Random(0).sample(examples, min(max_questions, len(examples)))
     with options.progress_bar("steps") as progress:
         done = quantize_model(
             model,
             examples,
             out,
-            data_sha256=describe_file(data)["sha256"],
+            data_sha256=source["sha256"],
             revision=revision,
             calibration_questions=calibration_questions,
             most_f1_lost=most_f1_lost,

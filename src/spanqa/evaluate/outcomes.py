@@ -64,7 +64,7 @@ class Outcome:
     a reader (-inf where there was nothing to read), minus the no-answer score otherwise, None where there is none.
 
     `answerable` says whether the data has a reference answer, and `cause`, if labelled, why it has none. `answer_position`
-    (0 to 1, where in the passage it starts) and `answer_words` describe the first reference.
+    (0 to 1, where in the passage it starts, None where its words are not there) and `answer_words` describe the first reference.
 
     Only a reader knows the rest. `start` and `probability` belong to what was returned. `gold` is None where no legal
     span covers a reference. `log_share` is only there on request: see `collect`.
@@ -116,7 +116,7 @@ def score_question(
         best_f1=f1,
         score=None if no_answer_score is None else -no_answer_score,
         cause=example.cause,
-        answer_position=None if gold is None else gold.start / max(1, len(example.passage)),
+        answer_position=None if gold is None or gold.start < 0 else gold.start / max(1, len(example.passage)),
         answer_words=None if gold is None else len(gold.text.split()),
     )
     if no_answer_score is None or no_answer_score <= no_answer_above:

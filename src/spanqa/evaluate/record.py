@@ -15,6 +15,7 @@ from typing import Any
 from spanqa import __version__
 from spanqa.errors import DatasetError
 from spanqa.extras import NEEDS, package_version
+from spanqa.files import shown
 from spanqa.reader import Reader
 from spanqa.squad import Example
 
@@ -24,7 +25,7 @@ def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
     program, *arguments = sys.argv or [""]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["spanqa" if program.endswith("__main__.py") else Path(program).name, *arguments]),
+        "command": shown(shlex.join(["spanqa" if program.endswith("__main__.py") else Path(program).name, *arguments])),
         "versions": {"python": platform.python_version(), "spanqa": __version__}
         | {name: package_version(name) for name in packages},
     }
@@ -51,14 +52,14 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     try:
         with Path(path).open("rb") as file:
-            return {"file": Path(path).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            return {"file": shown(Path(path).name), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}. Check the name.") from error
 
 
 def questions_sha256(examples: Iterable[Example]) -> str:
     """Return a hash that identifies part of a data set: that of its questions' ids, in order."""
-    return hashlib.sha256("\n".join(example.id for example in examples).encode()).hexdigest()
+    return hashlib.sha256("\n".join(example.id for example in examples).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def reader_packages(reader: Reader) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from spanqa.evaluate.groups import Group, bucket, groups, question_type
 from spanqa.evaluate.metrics import best_threshold, column
 from spanqa.evaluate.outcomes import Outcome, write_outcomes
 from spanqa.extras import require
-from spanqa.files import write_text
+from spanqa.files import write_bytes, write_text
 from spanqa.html import escape, marked, page, picture, table
 from spanqa.progress import Progress, silent
 from spanqa.squad import Example
@@ -33,6 +33,9 @@ mark.given { background: #f6cfc8 } mark.gold { background: #cfe6cf } mark.both {
 .passage { max-height: 14rem; overflow: auto; color: #4a525a; font-size: .92rem }
 @media (prefers-color-scheme: dark) { .passage { color: #aab2ba } }
 """
+
+REPORT_FILES = ("report.html", "outcomes.jsonl", "reliability.png", "risk_coverage.png", "threshold.png")
+"""What `write_report` writes."""
 
 _NO_ANSWER = "<i>not in this text</i>"
 
@@ -77,7 +80,7 @@ def write_report(
         for done, (name, draw) in enumerate(drawings.items()):
             progress(done, len(drawings) + 1, name)
             png, words = draw()
-            (folder / name).write_bytes(png)
+            write_bytes(folder / name, png)
             pictures.append(picture(png, words))
         write_outcomes(folder / "outcomes.jsonl", outcomes)
         path = folder / "report.html"
@@ -191,7 +194,7 @@ def _spans(example: Example, outcome: Outcome) -> dict[str, tuple[int, int]]:
     spans = {}
     if outcome.start is not None:
         spans["given"] = (outcome.start, outcome.start + len(outcome.text))
-    if example.answers:
+    if example.answers and example.answers[0].start >= 0:
         gold = example.answers[0]
         spans["gold"] = (gold.start, gold.start + len(gold.text))
     return spans

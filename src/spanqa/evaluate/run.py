@@ -17,13 +17,16 @@ from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import Missing, averages, best_threshold, score_squad, summarize
 from spanqa.evaluate.official import Decision, OfficialSettings, Rule, official_answer
 from spanqa.evaluate.outcomes import Outcome, collect, score_question
-from spanqa.evaluate.record import describe_file, describe_reader, describe_run, finite, reader_packages
-from spanqa.files import read_json, write_json
+from spanqa.evaluate.record import describe_reader, describe_run, finite, reader_packages
+from spanqa.files import load_json, write_json
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
-from spanqa.squad import Example, JsonObjectWriter
+from spanqa.squad import Example, json_object_writer
 
 File = str | os.PathLike[str]
+
+RESULT_FILES = ("predictions.json", "nbest_predictions.json", "null_odds.json", "record.json")
+"""What a run writes: run_qa's files (without null odds for data like SQuAD 1.1), and the record."""
 
 N_BEST_FIELDS = ("start_logit", "end_logit", "text", "probability")
 """What run_qa writes of each candidate, in its order."""
@@ -34,7 +37,7 @@ def evaluate(
     examples: Sequence[Example],
     *,
     out: File | None = None,
-    data: File | None = None,
+    data: Mapping[str, str] | None = None,
     threshold: float | None = None,
     official: OfficialSettings | None = None,
     rule: Rule | None = None,
@@ -54,7 +57,8 @@ def evaluate(
 
     `rule` is squad_v2 where a question has no reference, else squad_v1, as run_qa is called for data of either kind. With
     squad_v1, official predictions are never "", and there are no null odds. `official` has the model's `max_answer_tokens`
-    when None. `data` is the file that the examples come from, for the record.
+    when None. `data` describes the file that the examples come from, for the record: `read_examples`
+    returns it.
 
     Raises:
         DatasetError: there is no question.
@@ -70,7 +74,7 @@ def evaluate(
         **describe_run(reader_packages(reader)),
         **describe_reader(reader),
         "answers": asdict(reader.answers) | {"no_answer_threshold": finite(threshold)},
-        "data": (describe_file(data) if data is not None else {}) | {"questions": len(examples)},
+        "data": {**(data or {}), "questions": len(examples)},
         "rule": rule,
         "official": asdict(official),
     }
@@ -114,25 +118,26 @@ def score_file(
     predictions: File,
     na_probs: File | None = None,
     *,
-    data: File | None = None,
+    data: Mapping[str, str] | None = None,
     na_prob_thresh: float = 1.0,
     missing: Missing = "error",
 ) -> dict[str, Any]:
     """Return `{"metrics": …, "settings": …}` of a predictions file, without a model; see `score_squad`.
 
-    `predictions` holds `{id: text}` and `na_probs` `{id: number}`, as JSON, gzip'd or not. `data` is the file that the
-    examples come from, for the record.
+    `predictions` holds `{id: text}` and `na_probs` `{id: number}`, as JSON, gzip'd or not. `predictions` can also be a list of
+    objects with "id", "prediction_text" and perhaps "no_answer_probability", as the metrics of Hugging Face take it. `data` describes the file that
+    the examples come from, for the record.
 
     Raises:
         DatasetError: a file cannot be read, or does not hold what it should; the message says what and where.
     """
-    texts = _read_object(predictions, "texts")
-    numbers = None if na_probs is None else _read_object(na_probs, "numbers")
+    texts, given, source = _read_predictions(predictions)
+    numbers, na_source = (given, None) if na_probs is None else _read_object(na_probs, "numbers")
     settings = {
         **describe_run(),
-        "data": (describe_file(data) if data is not None else {}) | {"questions": len(examples)},
-        "predictions": describe_file(predictions),
-        "na_probs": None if na_probs is None else describe_file(na_probs),
+        "data": {**(data or {}), "questions": len(examples)},
+        "predictions": source,
+        "na_probs": na_source,
         "na_prob_thresh": finite(na_prob_thresh),
         "missing": missing,
     }
@@ -163,18 +168,18 @@ def _of_reader(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _open_files(stack: ExitStack, folder: Path, rule: Rule) -> Callable[[str, Decision], None]:
     """Open run_qa's files for as long as the stack lives, and return a function that writes a question to them."""
-    names = ["predictions.json", "nbest_predictions.json", *(["null_odds.json"] if rule == "squad_v2" else [])]
+    names = RESULT_FILES[: 3 if rule == "squad_v2" else 2]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        predictions, n_best, *null_odds = [stack.enter_context(JsonObjectWriter(folder / name)) for name in names]
+        predictions, n_best, *null_odds = [stack.enter_context(json_object_writer(folder / name)) for name in names]
     except OSError as error:
         raise _not_writable(folder, error) from error
 
     def write(key: str, decision: Decision) -> None:
-        predictions.write(key, decision.text)
-        n_best.write(key, [{name: getattr(line, name) for name in N_BEST_FIELDS} for line in decision.candidates])
+        predictions(key, decision.text)
+        n_best(key, [{name: getattr(line, name) for name in N_BEST_FIELDS} for line in decision.candidates])
         for file in null_odds:
-            file.write(key, decision.null_odds)
+            file(key, decision.null_odds)
 
     return write
 
@@ -185,10 +190,31 @@ def _not_writable(folder: File, error: OSError) -> InputError:
     )
 
 
-def _read_object(path: File, values: str) -> Mapping[str, Any]:
-    content = read_json(path)
+def _read_object(path: File, values: str) -> tuple[Mapping[str, Any], dict[str, str]]:
+    content, source = load_json(path)
     if not isinstance(content, dict):
         raise DatasetError(
             f"{str(path)!r} should hold an object {{question id: …}} of {values}; found {content!r:.60}."
         )
-    return content
+    return content, source
+
+
+def _read_predictions(path: File) -> tuple[Mapping[str, Any], Mapping[str, Any] | None, dict[str, str]]:
+    """Return texts by id, no-answer scores by id where the file has them, and the file's name and sha256.
+
+    The file holds `{id: text}`, or the list of objects that the squad metrics of Hugging Face take.
+    """
+    content, source = load_json(path)
+    if isinstance(content, dict):
+        return content, None, source
+    rows = content if isinstance(content, list) else [content]
+    if not all(isinstance(row, dict) and {"id", "prediction_text"} <= row.keys() for row in rows):
+        raise DatasetError(
+            f"{str(path)!r} should hold an object {{question id: …}} of texts, or a list of objects with id and prediction_text; "
+            f"found {content!r:.60}."
+        )
+    texts = {str(row["id"]): row["prediction_text"] for row in rows}
+    if len(texts) < len(rows):
+        raise DatasetError(f"{str(path)!r} has {len(rows)} predictions for {len(texts)} ids. Expected one of each.")
+    numbers = {str(row["id"]): row["no_answer_probability"] for row in rows if "no_answer_probability" in row}
+    return texts, numbers or None, source

@@ -1,7 +1,6 @@
 """Fine-tuning: labelled questions to a better model.
 
 recipe.py     the whole recipe: files of labelled questions -> a tuned model, or a learning curve
-tables.py     files -> labelled questions
 labels.py     labelled questions -> examples whose answers are in their passages, and a report
 settings.py   how to train
 targets.py    examples -> training windows

@@ -2,18 +2,18 @@
 
 A label is the words of an answer and perhaps where they start. In many files the start is off by white space or a few
 characters, or missing. `align` settles the labels of one question; `align_all` those of a data set, with a report.
-It reads no files (`spanqa.train.tables`) and cuts no windows (`spanqa.train.targets`).
+It reads no files (`spanqa.tables`) and cuts no windows (`spanqa.train.targets`).
 """
 
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from spanqa.errors import DatasetError, InputError
-from spanqa.squad import Example, GoldAnswer
+from spanqa.squad import Example, GoldAnswer, Label, Labelled
 from spanqa.tokens import Tokenizer
 
 NEAR = 20
@@ -21,25 +21,6 @@ NEAR = 20
 
 LabelStatus = Literal["unanswerable", "exact", "repaired", "placed", "ambiguous", "dropped"]
 """What happened to a label, or to a question by its worst label; see `LabelReport`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """An answer as it was labelled: its words, and the code point at which they start, if known."""
-
-    text: str
-    start: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A question with its passage and labels, before they are checked against the passage."""
-
-    id: str
-    question: str
-    passage: str
-    labels: tuple[Label, ...]
-    title: str = ""
 
 
 @dataclass(slots=True)
@@ -77,7 +58,7 @@ def align(question: Labelled) -> tuple[Example | None, LabelStatus]:
     ((GoldAnswer(text='Anna K', start=8),), 'repaired')
     """
     labels = [label for label in question.labels if label.text.strip()]
-    made = Example(question.id, question.question, question.passage, (), question.title)
+    made = Example(question.id, question.question, question.passage, (), question.title, question.cause)
     if not labels:
         return made, "unanswerable"
     statuses: list[LabelStatus] = []
@@ -90,7 +71,7 @@ def align(question: Labelled) -> tuple[Example | None, LabelStatus]:
         return None, "dropped"
     order = get_args(LabelStatus)[:-1]  # a label that was not found does not matter if another one was
     worst = max((status for status in statuses if status != "dropped"), key=order.index)
-    return Example(made.id, made.question, made.passage, tuple(answers), made.title), worst
+    return replace(made, answers=tuple(answers)), worst
 
 
 def _find_label(label: Label, passage: str) -> tuple[list[GoldAnswer], LabelStatus]:
@@ -148,32 +129,60 @@ def align_all(questions: Iterable[Labelled], *, strict: bool = False) -> tuple[l
     return examples, report
 
 
-def as_labelled(examples: Iterable[Example]) -> Iterator[Labelled]:
-    """Yield the questions of a SQuAD file with their answers as labels."""
-    for example in examples:
-        labels = tuple(Label(answer.text, answer.start) for answer in example.answers)
-        yield Labelled(example.id, example.question, example.passage, labels, example.title)
-
-
 def hold_out(examples: Sequence[Example], share: float = 0.05, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """Split examples: first those to keep, then those of a share of the articles, drawn by seed.
 
-    An article is a title or, where there is none, a passage. The questions on one article are always on the same side, so
-    that a model is never measured on text that it was trained on.
+    An article is all questions on one passage, and all passages with one title. It is never on both sides, so that a model
+    is never measured on text that it was trained on. Where one title covers everything, an article is a passage. Passages
+    that differ in white space or case alone are the same.
 
     Raises:
-        InputError: all questions are on one article.
+        InputError: all questions are on one passage.
     """
-    articles = sorted({example.title or example.passage for example in examples})
-    if len(articles) < 2:
+    articles = _articles(examples, by_title=True)
+    if len(set(articles)) < 2:
+        articles = _articles(examples, by_title=False)
+    names = sorted(set(articles))
+    if len(names) < 2:
         raise InputError(
             f"All {len(examples)} questions are on one passage, so none can be held out to measure on. Give dev questions (--dev)."
         )
-    chosen = set(random.Random(seed).sample(articles, max(1, round(share * len(articles)))))
+    chosen = set(random.Random(seed).sample(names, max(1, round(share * len(names)))))
     sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
-        sides[(example.title or example.passage) in chosen].append(example)
+    for example, article in zip(examples, articles, strict=True):
+        sides[article in chosen].append(example)
     return sides
+
+
+def shared_passages(examples: Iterable[Example], others: Iterable[Example]) -> int:
+    """Return how many of the second examples are on a passage of the first ones."""
+    passages = {_normal(example.passage) for example in examples}
+    return sum(_normal(example.passage) in passages for example in others)
+
+
+def _normal(passage: str) -> str:
+    return " ".join(passage.split()).casefold()
+
+
+Mark = tuple[int, str]
+"""What examples of one article share: (0, title) or (1, passage)."""
+
+
+def _articles(examples: Sequence[Example], *, by_title: bool) -> list[Mark]:
+    """Return the first mark of each example's article. Examples that share a mark are in one article, also through others."""
+    parents: dict[Mark, Mark] = {}
+
+    def first(mark: Mark) -> Mark:
+        while parents.setdefault(mark, mark) != mark:
+            parents[mark] = mark = parents[parents[mark]]
+        return mark
+
+    passages: list[Mark] = [(1, _normal(example.passage)) for example in examples]
+    for example, passage in zip(examples, passages, strict=True):
+        if by_title and example.title:
+            low, high = sorted((first((0, example.title)), first(passage)))
+            parents[high] = low
+    return [first(passage) for passage in passages]
 
 
 def answer_length_tokens(examples: Iterable[Example], tokenizer: Tokenizer, share: float = 0.99) -> int:

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 from spanqa.answers import AnswerSettings
 from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, open_checkpoint, read_settings
 from spanqa.errors import InputError
-from spanqa.evaluate.record import describe_file, describe_run, questions_sha256
+from spanqa.evaluate.record import describe_run, questions_sha256
 from spanqa.evaluate.tune import Tuned, fit, gather, store
 from spanqa.extras import require
-from spanqa.files import write_text
+from spanqa.files import shown, write_text
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader, stored_settings
 from spanqa.squad import Example
+from spanqa.tables import read_labelled
 from spanqa.train.card import model_card
 from spanqa.train.curve import Point, learning_curve
-from spanqa.train.labels import LabelReport, align_all, answer_length_tokens, hold_out
+from spanqa.train.labels import LabelReport, align_all, answer_length_tokens, hold_out, shared_passages
 from spanqa.train.settings import TrainSettings, preset
-from spanqa.train.tables import read_labelled
 from spanqa.windows import WindowSettings
 
 if TYPE_CHECKING:
@@ -87,36 +87,42 @@ def read_questions(
 ) -> Questions:
     """Read the questions to train on and to measure on, and check their labels.
 
-    The files are those that `spanqa.train.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
-    on. `strict` raises at the first label that is ambiguous or not in its passage. `max_questions` draws that many to train
+    The files are those that `spanqa.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
+    on, whole passages at a time. `strict` raises at the first label that is ambiguous or not in its passage. `max_questions` draws that many to train
     on, by `seed`. `notify` gets the report on each file.
 
     Raises:
         DatasetError: a file cannot be read or has the wrong content, or `strict` found a bad label.
         InputError: nothing can be held out, because all questions are on one passage.
     """
-    paths = [Path(data)] if isinstance(data, (str, os.PathLike)) else [Path(path) for path in data]
+    paths = [data] if isinstance(data, (str, os.PathLike)) else list(data)
     reports: dict[str, LabelReport] = {}
+    files: list[dict[str, str]] = []
 
-    def read(path: Path) -> list[Example]:
-        examples, report = align_all(read_labelled(path), strict=strict)
-        reports[str(path)] = report
-        notify(f"{path}: {report}")
+    def read(path: File) -> list[Example]:
+        labelled, source = read_labelled(path)
+        examples, report = align_all(labelled, strict=strict)
+        name = shown(os.fspath(path))
+        reports[name] = report
+        files.append(source)
+        notify(f"{name}: {report}")
         return examples
 
     train = [example for path in paths for example in read(path)]
-    dev_path = None if dev is None else Path(dev)
-    if dev_path is not None:
-        measured = read(dev_path)
-        paths.append(dev_path)
+    if dev is not None:
+        measured = read(dev)
+        shared = shared_passages(train, measured)
+        if shared:
+            notify(
+                f"{shared:,} of the {len(measured):,} questions to measure on are on a passage that is also trained on, so F1 "
+                "will be too high. Give dev questions on other passages."
+            )
     else:
         train, measured = hold_out(train)
         notify(f"held out to measure on: {len(measured):,} questions")
     if max_questions is not None and max_questions < len(train):
         train = random.Random(seed).sample(train, max_questions)
-    files = [describe_file(path) for path in paths if path.is_file()]
-    digest = describe_file(dev_path)["sha256"] if dev_path is not None and dev_path.is_file() else None
-    return Questions(train, measured, files, reports, digest)
+    return Questions(train, measured, files, reports, files[-1]["sha256"] if dev is not None else None)
 
 
 def fine_tune(
