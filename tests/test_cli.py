@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from spanqa.backends.registry import BACKENDS
+from spanqa.cli.show import percent
 from spanqa.evaluate import parity
 from spanqa.files import claimed
 from spanqa.squad import read_squad
@@ -60,8 +62,18 @@ def test_ask_prints_the_answer_with_its_sentence_and_place() -> None:
 
 def test_ask_says_when_the_text_does_not_hold_the_answer(command: Command) -> None:
     done = command("ask", "Who was the king of Spain?", HARBOUR)
-    assert done.stdout.startswith("Not in this text.")
+    first, sentence, place = done.stdout.splitlines()
+    assert re.fullmatch(r"Not in this text \(9\d%\)\. Closest: .+ \(\d%\):", first)
+    assert "[" in sentence and "harbour.txt, line " in place
     assert done.returncode == 0
+    doubtful = command("ask", QUESTION, HARBOUR, "--threshold", "99").stdout
+    assert re.match(r"Probably not in this text \(\d+%\)\. Closest: Anna Kestrel \(8\d%\):", doubtful)
+
+
+def test_ask_prints_whole_percents_that_never_claim_certainty() -> None:
+    assert [percent(p) for p in (0, 1e-9, 0.0099, 0.01, 0.824, 0.99, 0.9901, 1 - 1e-9, 1)] == [
+        "0%", "<1%", "<1%", "1%", "82%", "99%", ">99%", ">99%", "100%",
+    ]  # fmt: skip
 
 
 def test_ask_reads_several_files_and_standard_input_together(tmp_path: Path, command: Command) -> None:
@@ -80,7 +92,7 @@ def test_ask_json_has_the_fields_of_an_answer_and_the_question(command: Command)
     answers = [json.loads(line) for line in lines]
     text = HARBOUR.read_text("utf-8")
     names = (
-        "question text start end score probability no_answer_probability sentence sentence_start passage_index source"
+        "question text start end score probability no_answer_probability sentence sentence_start passage_index source closest"
     )
     assert [list(answer) for answer in answers] == [names.split()] * 3
     assert all(text[answer["start"] : answer["end"]] == answer["text"] for answer in answers)
@@ -90,6 +102,9 @@ def test_ask_json_has_the_fields_of_an_answer_and_the_question(command: Command)
     ]
     assert (nothing["text"], nothing["start"], nothing["end"]) == ("", None, None)
     assert nothing["probability"] == nothing["no_answer_probability"]
+    assert all(answer["closest"] is None for answer in answers)
+    assert nothing["closest"]["text"] == "Anna Kestrel" and nothing["closest"]["closest"] is None
+    assert list(nothing["closest"]) == names.split()[1:]
 
 
 def test_a_terminal_control_sequence_in_a_text_is_not_printed(tmp_path: Path) -> None:
@@ -129,7 +144,9 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
     ("arguments", "message"),
     [
         (["ask", QUESTION, "missing.txt"], "File 'missing.txt' does not exist"),
-        (["ask", QUESTION, EXAMPLES], "is a folder. Expected a file"),
+        (["ask", QUESTION, "https://example.org/a.html"], "'https://example.org/a.html' is a URL, and spanqa reads files"),
+        (["ask", QUESTION, HARBOUR, "--encoding", "base64"], "There is no text encoding 'base64'"),
+        (["ask", "--questions", HARBOUR.parent / "nothing.txt", HARBOUR], "nothing.txt' does not exist"),
         (["ask", " ", HARBOUR], "The question is empty"),
         (["ask", "why " * 400, HARBOUR], "The question has 400 tokens"),
         (["ask", QUESTION, HARBOUR, "--overlap", "380"], "windows could not advance"),
@@ -155,6 +172,8 @@ def test_bad_input_fails_with_one_message(arguments: list[str | Path], message: 
     ("arguments", "message"),
     [
         (["ask"], "QUESTION"),
+        (["ask", "Who", "built", "the", "pier?", HARBOUR], f'Put the question in quotes: spanqa ask "Who built the pier?" {HARBOUR}'),
+        (["ask", "--questions", "-"], "standard input holds the questions"),
         (["ask", QUESTION, HARBOUR, "--top-k", "0"], "--top-k"),
         (["ask", QUESTION, HARBOUR, "--colour"], "--colour"),
         (["sing"], "sing"),

@@ -74,7 +74,8 @@ class Answer:
     then `start`, `end`, `sentence_start` and `passage_index` are None. `score` is the margin over "no answer" in logits (-inf
     where there was nothing to read); `probability`, in [0, 1], is that the answer lies at this span or one that overlaps it;
     `no_answer_probability` that there is none. `sentence` is the sentence around the answer, at `sentence_start`.
-    `passage_index` counts the passages given.
+    `passage_index` counts the passages given. `closest` is, where there is no answer, the best span that was not given as one,
+    if there is any; otherwise it is None.
     """
 
     text: str
@@ -85,6 +86,7 @@ class Answer:
     no_answer_probability: float
     passage_index: int | None = None
     source: str | None = None
+    closest: "Answer | None" = None
     _context: str = field(default="", repr=False)
     _context_start: int = field(default=0, repr=False)
 
@@ -109,9 +111,11 @@ class Answer:
         return sentence_around(self._context, self.start - self._context_start, self.end - self._context_start)
 
     def as_json(self, question: str) -> dict[str, Any]:
-        """Return the fields, with the question first, as JSON can write them (no infinity)."""
+        """Return the fields, with the question first, as JSON can write them (no infinity); `closest` has no question."""
+        return {"question": question, **self._fields()}
+
+    def _fields(self) -> dict[str, Any]:
         return {
-            "question": question,
             "text": self.text,
             "start": self.start,
             "end": self.end,
@@ -122,6 +126,7 @@ class Answer:
             "sentence_start": self.sentence_start,
             "passage_index": self.passage_index,
             "source": self.source,
+            "closest": None if self.closest is None else self.closest._fields(),
         }
 
 
@@ -143,11 +148,12 @@ class Ranking:
         ]
 
     def best(self, threshold: float, min_probability: float = 0.0) -> Answer:
-        """Return the best answer, or no answer when it scores below the threshold or is less probable."""
+        """Return the best answer, or no answer when it scores below the threshold or is less probable: then it is `closest`."""
         best = self.answers[0] if self.answers else None
         if best is not None and best.score >= threshold and best.probability >= min_probability:
             return best
-        return Answer("", None, None, self.best_score, self.no_answer_probability, self.no_answer_probability)
+        none = self.no_answer_probability
+        return Answer("", None, None, self.best_score, none, none, closest=best)
 
 
 def rank_spans(

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from spanqa.decoding import decode_text
 from spanqa.errors import CheckpointError, DatasetError, InputError
 
 try:
@@ -75,23 +76,6 @@ def describe(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
 def shown(name: str) -> str:
     r"""Return a file name that UTF-8 can write: a byte that is not UTF-8 becomes \\udc.., which is how Python keeps it."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8 bytes. A leading byte order mark is dropped. `name` is used in error messages.
-
-    Raises:
-        DatasetError: the bytes are binary, or not UTF-8.
-    """
-    if b"\x00" in data:
-        raise DatasetError(f"{name} is a binary file. Expected plain UTF-8 text; extract the text from it first.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{name} is not UTF-8: found byte 0x{data[error.start]:02x} at position {error.start}. "
-            "Convert it first, for example: iconv -f latin1 -t utf-8 OLD > NEW"
-        ) from None
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

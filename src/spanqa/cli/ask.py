@@ -1,7 +1,12 @@
-"""`spanqa ask`: answer a question from texts."""
+"""`spanqa ask`: answer questions from texts."""
 
 import json
+import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,17 +14,24 @@ import typer
 from spanqa.cli import options
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from spanqa.answers import Answer
-    from spanqa.tokens import Passage
+    from spanqa.documents import Document
 
 
 def ask(
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="The question, in quotes.")],
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="The question, in quotes.")] = None,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE", help="Text files to read. Without FILE, or with -, reads standard input."),
+        typer.Argument(
+            metavar="FILE",
+            help="Text files, web pages or folders to read. Without FILE, or with -, reads standard input.",
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Ask each line of this file (- is standard input); all arguments are then files to read."
+        ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of answers to show, best first.")] = 1,
     threshold: Annotated[
@@ -35,6 +47,20 @@ def ask(
     ] = None,
     no_answer: options.NoAnswer = "auto",
     min_probability: options.MinProbability = 0.0,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="The encoding of the files, such as cp1252 or shift_jis. Default: by their marks, or UTF-8.",
+            show_default=False,
+        ),
+    ] = None,
+    save_text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the texts of web pages, in which the characters are counted, to this new folder.",
+        ),
+    ] = None,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -51,8 +77,12 @@ def ask(
     Prints the answer with its probability and the sentence around it, or says that the text has no answer.
     """
     from spanqa.answers import least_score
+    from spanqa.errors import SpanQAError
 
-    texts = _choose(question, _read(files or []), candidates)
+    asked, names = _questions_and_names(question, files or [], questions, encoding)
+    documents = _read(names, encoding)
+    if save_text is not None:
+        _save(documents, save_text)
     reader = options.load_reader(
         model=model,
         revision=revision,
@@ -65,92 +95,151 @@ def ask(
         max_answer_tokens=max_answer_tokens,
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
-    passages = [reader.prepare(text, source) for source, text in texts]
-    ranking = reader.ranking(question, passages, top_k)
-    answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
-    if as_json:
-        for answer in answers:
-            typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))
-    else:
-        _show(answers, passages, calibrated=reader.calibrated)
+    numbers = [number for number, document in enumerate(documents) if document.text.strip()]
+    failed = False
+    for each in asked:
+        chosen = _choose(each, documents, numbers, candidates)
+        passages = [reader.prepare(documents[number].text, documents[number].source) for number in chosen]
+        try:
+            ranking = reader.ranking(each, passages, top_k)
+        except SpanQAError as error:
+            if questions is None:
+                raise
+            typer.echo(f"spanqa: {each!r:.60}: {error}", err=True)  # it costs that question alone
+            failed = True
+            continue
+        answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
+        _print(each, [_counted(answer, chosen) for answer in answers], documents, reader.calibrated, as_json, len(asked))
+    if failed:
+        raise typer.Exit(1)
 
 
-def _read(files: list[str]) -> list[tuple[str, str]]:
-    """Return (name, text) of every file that is not empty.
+def _questions_and_names(
+    question: str | None, files: list[str], questions: str | None, encoding: str | None
+) -> tuple[list[str], list[str]]:
+    """Return the questions to ask and the names of the files to read."""
+    if questions is None:
+        if question is None:
+            raise typer.BadParameter("give a question, in quotes", param_hint="QUESTION")
+        _check_quoted(question, files)
+        return [question], files
+    from spanqa.documents import read_document
+    from spanqa.errors import InputError
+
+    names = [question, *files] if question is not None else files
+    if questions == "-" and (not names or "-" in names):
+        raise typer.BadParameter(
+            "standard input holds the questions; give the files to read", param_hint="--questions"
+        )
+    data = sys.stdin.buffer.read() if questions == "-" else None
+    text = read_document("standard input" if questions == "-" else questions, data, encoding).text
+    asked = [line.strip() for line in text.split("\n") if line.strip()]
+    if not asked:
+        raise InputError(f"{questions!r} holds no question. Expected one on each line.")
+    return asked, names
+
+
+def _check_quoted(question: str, files: Sequence[str]) -> None:
+    """Refuse a question whose words came as files: Who built the pier? harbour.txt."""
+    words = list(takewhile(lambda name: name != "-" and not Path(name).exists(), files))
+    if words and " " not in question and all(re.fullmatch(r"[^\W_][\w'’,-]*[?!.]?", word) for word in words):
+        rest = "".join(f" {name}" for name in files[len(words) :])
+        raise typer.BadParameter(
+            f'{words[0]!r} is not a file. Put the question in quotes: spanqa ask "{" ".join([question, *words])}"{rest}', param_hint="QUESTION"
+        )
+
+
+def _read(names: list[str], encoding: str | None) -> "list[Document]":
+    """Return the documents of all files, empty ones too.
 
     Raises:
         InputError: a file cannot be read, or all are empty.
     """
+    from spanqa.documents import read_document, read_documents
     from spanqa.errors import InputError
-    from spanqa.files import decode_text, read_text
 
-    if not files and sys.stdin.isatty():
+    if not names and sys.stdin.isatty():
         raise typer.BadParameter("give a file to read, or pipe text to standard input", param_hint="FILE")
-    texts = []
-    for name in files or ["-"]:
-        text = decode_text(sys.stdin.buffer.read(), "standard input") if name == "-" else read_text(name)
-        texts.append(("standard input" if name == "-" else name, text))
-    empty = [name for name, text in texts if not text.strip()]
-    if len(empty) == len(texts):
+    documents: list[Document] = []
+    for name in names or ["-"]:
+        if name == "-":
+            documents.append(read_document("standard input", sys.stdin.buffer.read(), encoding))
+            continue
+        found, skipped = read_documents([name], encoding)
+        documents += found
+        if skipped:
+            typer.echo(f"spanqa: skipped in {name}, not text: {_listed(skipped)}", err=True)
+    empty = [document.source for document in documents if not document.text.strip()]
+    if not documents:
+        raise InputError(f"There is no text to read in {', '.join(names)}: no file there holds text.")
+    if len(empty) == len(documents):
         raise InputError(
-            f"There is no text to read: {', '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty. Give a text."
+            f"There is no text to read: {_listed(empty)} {'is' if len(empty) == 1 else 'are'} empty. Give a text."
         )
     if empty:
-        typer.echo(f"spanqa: skipped empty files: {', '.join(empty)}", err=True)
-    return [(name, text) for name, text in texts if text.strip()]
+        typer.echo(f"spanqa: skipped empty files: {_listed(empty)}", err=True)
+    return documents
 
 
-def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None) -> list[tuple[str, str]]:
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+def _save(documents: "list[Document]", folder: Path) -> None:
+    """Write the texts of web pages to a new folder.
+
+    Raises:
+        InputError: the folder exists, or cannot be written.
+    """
+    from spanqa.files import new_folder
+
+    pages = [document for document in documents if document.is_page]
+    with new_folder(folder) as made:
+        for number, page in enumerate(pages, 1):
+            (made / f"{number}-{Path(page.source).name}.txt").write_text(page.text, "utf-8", newline="")
+    typer.echo(f"spanqa: {len(pages):,} texts of web pages are in {folder}", err=True)
+
+
+def _choose(question: str, documents: "list[Document]", numbers: list[int], candidates: int | None) -> list[int]:
     """Keep, of many texts, only those that share most words with the question, and report it."""
     from spanqa.extras import installed
     from spanqa.retrieval import CANDIDATES, MANY, best_passages
 
     if candidates is None:
-        if len(texts) <= MANY:
-            return texts
+        if len(numbers) <= MANY:
+            return numbers
         if not installed("search"):
             typer.echo(
-                f"spanqa: reading all {len(texts):,} texts; for faster reading: pip install 'spanqa[search]'", err=True
+                f"spanqa: reading all {len(numbers):,} texts; for faster reading: pip install 'spanqa[search]'", err=True
             )
-            return texts
+            return numbers
         candidates = CANDIDATES
-    chosen = best_passages(question, [text for _, text in texts], candidates)
-    if len(chosen) < len(texts):
-        note = f"spanqa: reading {len(chosen):,} of {len(texts):,} texts, those that share most words with the question"
+    chosen = best_passages(question, [documents[number].text for number in numbers], candidates)
+    if len(chosen) < len(numbers):
+        note = f"spanqa: reading {len(chosen):,} of {len(numbers):,} texts, those that share most words with the question"
         typer.echo(f"{note} (--candidates)", err=True)
-    return [texts[position] for position in chosen]
+    return [numbers[position] for position in chosen]
 
 
-def _show(answers: "list[Answer]", passages: "list[Passage]", *, calibrated: bool) -> None:
+def _counted(answer: "Answer", chosen: Sequence[int]) -> "Answer":
+    """Return an answer whose `passage_index` counts all documents, where it counted those that were read."""
+    closest = None if answer.closest is None else _counted(answer.closest, chosen)
+    index = None if answer.passage_index is None else chosen[answer.passage_index]
+    return replace(answer, passage_index=index, closest=closest)
+
+
+def _print(
+    question: str, answers: "list[Answer]", documents: "list[Document]", calibrated: bool, as_json: bool, asked: int
+) -> None:
+    if as_json:
+        for answer in answers:
+            typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))
+        return
     from rich.console import Console
 
+    from spanqa.cli.show import show_answers, show_question
+
     console = Console(highlight=False, soft_wrap=True)
-    kind = "" if calibrated else ", uncalibrated"
-    if not answers[0]:
-        probability = f"{answers[0].no_answer_probability:.1%}{kind}"
-        console.print(f"[bold]Not in {'this text' if len(passages) == 1 else 'these texts'}.[/bold]  ({probability})")
-        return
-    for number, answer in enumerate(answers, 1):
-        label = f"{number}. " if len(answers) > 1 else ""
-        console.print(f"{label}[bold green]{_plain(answer.text)}[/]  ({answer.probability:.1%}{kind})")
-        _show_sentence(console, answer, indent="   " if label else "")
-
-
-def _show_sentence(console: "Console", answer: "Answer", indent: str) -> None:
-    """Print the sentence with the answer marked: in reverse video on a terminal, in brackets elsewhere."""
-    assert answer.start is not None and answer.end is not None and answer.sentence_start is not None
-    before = answer.sentence[: answer.start - answer.sentence_start]
-    after = answer.sentence[answer.end - answer.sentence_start :]
-    mark, close = ("[reverse]", "[/reverse]") if console.is_terminal else ("\\[", "]")
-    console.print(f"{indent}{_plain(before)}{mark}{_plain(answer.text)}{close}{_plain(after)}")
-    where = f"{answer.source}, characters {answer.start}-{answer.end}, score {answer.score:.2f}"
-    console.print(f"{indent}[dim]{_plain(where)}[/dim]")
-
-
-def _plain(text: str) -> str:
-    """Return text for one line of a terminal, with white space collapsed and without markup or control sequences."""
-    from rich.markup import escape
-
-    visible = "".join(character if character.isprintable() else " " for character in text)
-    lead, tail = visible[:1] == " ", visible[-1:] == " "
-    return escape((" " if lead else "") + " ".join(visible.split()) + (" " if tail and visible.strip() else ""))
+    if asked > 1:
+        show_question(console, question)
+    show_answers(console, answers, documents, calibrated=calibrated)

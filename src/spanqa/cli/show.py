@@ -1,0 +1,72 @@
+"""Answers as a person reads them on a terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spanqa.answers import Answer
+    from spanqa.documents import Document
+
+
+def show_answers(
+    console: "Console", answers: "Sequence[Answer]", documents: "Sequence[Document]", *, calibrated: bool
+) -> None:
+    """Print answers to one question, or that there is none and what comes closest; `passage_index` counts the documents."""
+    kind = "" if calibrated else ", uncalibrated"
+    best = answers[0]
+    if not best:
+        certain = "Not" if best.no_answer_probability >= 0.5 else "Probably not"
+        where = "this text" if len(documents) == 1 else "these texts"
+        closest = f" Closest: {_plain(best.closest.text)} ({percent(best.closest.probability)}):" if best.closest else ""
+        console.print(f"[bold]{certain} in {where}[/bold] ({percent(best.no_answer_probability)}{kind}).{closest}")
+        if best.closest:
+            _show_sentence(console, best.closest, documents, indent="   ")
+        return
+    for number, answer in enumerate(answers, 1):
+        label = f"{number}. " if len(answers) > 1 else ""
+        console.print(f"{label}[bold green]{_plain(answer.text)}[/]  ({percent(answer.probability)}{kind})")
+        _show_sentence(console, answer, documents, indent="   " if label else "")
+    if len(answers) > 1:
+        console.print("[dim]In order of score; the percentages can have another order.[/dim]")
+
+
+def show_question(console: "Console", question: str) -> None:
+    """Print a question above its answers, where several are asked."""
+    console.print(f"\n[bold cyan]{_plain(question)}[/]")
+
+
+def percent(probability: float) -> str:
+    """Return a probability in whole percent; what is not certain is never 0% or 100%.
+
+    >>> percent(0.824), percent(0.997), percent(0.0001)
+    ('82%', '>99%', '<1%')
+    """
+    if 0 < probability < 0.01:
+        return "<1%"
+    return ">99%" if 0.99 < probability < 1 else f"{probability:.0%}"
+
+
+def _show_sentence(console: "Console", answer: "Answer", documents: "Sequence[Document]", indent: str) -> None:
+    """Print the sentence with the answer marked: in reverse video on a terminal, in brackets elsewhere."""
+    assert answer.start is not None and answer.end is not None
+    assert answer.sentence_start is not None and answer.passage_index is not None
+    before = answer.sentence[: answer.start - answer.sentence_start]
+    after = answer.sentence[answer.end - answer.sentence_start :]
+    mark, close = ("[reverse]", "[/reverse]") if console.is_terminal else ("\\[", "]")
+    console.print(f"{indent}{_plain(before)}{mark}{_plain(answer.text)}{close}{_plain(after)}")
+    document = documents[answer.passage_index]
+    line = document.text.count("\n", 0, answer.start) + 1
+    source = f"{document.source}{' as text' if document.is_page else ''}"
+    where = f"{source}, line {line}, characters {answer.start}-{answer.end}, score {answer.score:.1f}"
+    console.print(f"{indent}[dim]{_plain(where)}[/dim]")
+
+
+def _plain(text: str) -> str:
+    """Return text for one line of a terminal, with white space collapsed and without markup or control sequences."""
+    from rich.markup import escape
+
+    visible = "".join(character if character.isprintable() else " " for character in text)
+    lead, tail = visible[:1] == " ", visible[-1:] == " "
+    return escape((" " if lead else "") + " ".join(visible.split()) + (" " if tail and visible.strip() else ""))
