@@ -146,7 +146,8 @@ def test_below_the_threshold_there_is_no_answer() -> None:
     assert ranking.best(-1.0).text == "Anna"
     nothing = ranking.best(-0.9)
     assert not nothing
-    assert nothing == Answer("", None, None, -1.0, ranking.no_answer_probability, ranking.no_answer_probability)
+    none = ranking.no_answer_probability
+    assert nothing == Answer("", None, None, -1.0, none, none, closest=ranking.answers[0])
     assert (nothing.sentence_start, nothing.passage_index) == (None, None)
     assert ranking.above(-0.9) == []
     assert len(ranking.above(-1.0)) == 1
@@ -177,7 +178,7 @@ def test_json_has_the_fields_of_an_answer_and_the_question_first() -> None:
     record = answer.as_json("Who?")
     assert list(record) == [
         "question", "text", "start", "end", "score", "probability", "no_answer_probability", "sentence",
-        "sentence_start", "passage_index", "source",
+        "sentence_start", "passage_index", "source", "closest",
     ]  # fmt: skip
     assert (record["question"], record["text"], record["score"]) == ("Who?", "Anna", 2.0)
     json.dumps(record, allow_nan=False)

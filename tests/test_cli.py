@@ -91,9 +91,7 @@ def test_ask_json_has_the_fields_of_an_answer_and_the_question(command: Command)
     lines = command("ask", "When?", HARBOUR, "--json", "--top-k", "3", "--threshold", "-50").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     text = HARBOUR.read_text("utf-8")
-    names = (
-        "question text start end score probability no_answer_probability sentence sentence_start passage_index source closest"
-    )
+    names = "question text start end score probability no_answer_probability sentence sentence_start passage_index source closest"
     assert [list(answer) for answer in answers] == [names.split()] * 3
     assert all(text[answer["start"] : answer["end"]] == answer["text"] for answer in answers)
     assert [answer["score"] for answer in answers] == sorted((answer["score"] for answer in answers), reverse=True)
@@ -122,10 +120,63 @@ def test_an_empty_file_among_others_is_told_and_passed_over(tmp_path: Path, comm
     assert "empty.txt" in done.stderr
 
 
+def test_ask_reads_folders_and_web_pages_and_counts_the_texts_as_given(tmp_path: Path, command: Command) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text(" \n")
+    (texts / "b.png").write_bytes(b"\x89PNG")
+    (texts / "c.html").write_text(
+        "<title>Pier</title>\n<script>var x</script><p>It was built\nby <b>Anna</b>&nbsp;Kestrel."
+    )
+    done = command(
+        "ask", "Who built it?", HARBOUR.parent / "questions.txt", texts, "--json", "--save-text", tmp_path / "saved"
+    )
+    answer = json.loads(done.stdout)
+    assert (answer["passage_index"], answer["source"]) == (2, str(texts / "c.html"))
+    saved = (tmp_path / "saved" / "1-c.html.txt").read_text("utf-8")
+    assert saved[answer["start"] : answer["end"]] == answer["text"] == "Anna\xa0Kestrel"
+    assert f"skipped in {texts}, not text: {texts / 'b.png'}" in done.stderr
+    assert "skipped empty files:" in done.stderr and "1 text of a web page is in" in done.stderr
+    shown = command("ask", "Who built it?", texts / "c.html").stdout
+    assert "It was built by [Anna Kestrel]." in shown and "c.html as text, line 3, characters" in shown
+    fails(command("ask", "Who?", HARBOUR, "--save-text", texts), "already exists")
+    (texts / "b.png").unlink()
+    (texts / "a.txt").unlink()
+    (texts / "c.html").unlink()
+    fails(command("ask", "Who?", texts), "no file there holds text")
+
+
+def test_ask_answers_a_file_of_questions_and_an_impossible_one_costs_itself(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "questions.txt").write_text(f"{QUESTION}\r\n\n{'why ' * 400}\nWhen did the cannery close?")
+    arguments = ("ask", "--questions", tmp_path / "questions.txt", HARBOUR)
+    done = command(*arguments, "--json")
+    assert done.returncode == 1
+    assert [(json.loads(line)["question"], json.loads(line)["text"]) for line in done.stdout.splitlines()] == [
+        (QUESTION, "Anna Kestrel"),
+        ("When did the cannery close?", "1954"),
+    ]
+    assert len(done.stderr.splitlines()) == 1 and "The question has 400 tokens" in done.stderr
+    shown = command(*arguments).stdout.split("\n\n")
+    assert [part.splitlines()[0] for part in shown] == [QUESTION, "When did the cannery close?"]
+    piped = command("ask", "--questions", "-", HARBOUR, "--json", standard_input=QUESTION)
+    assert json.loads(piped.stdout)["text"] == "Anna Kestrel"
+    (tmp_path / "questions.txt").write_text("\n")
+    fails(command(*arguments), "holds no question")
+
+
+def test_the_order_of_several_answers_is_stated(command: Command) -> None:
+    shown = command("ask", "When?", HARBOUR, "--top-k", "3", "--threshold", "-50").stdout
+    assert shown.splitlines()[-1] == "In order of score; the percentages can have another order."
+
+
+def test_the_example_is_the_file_that_check_reads() -> None:
+    assert (EXAMPLES / "harbour.json").read_bytes() == parity.EXAMPLES.read_bytes()
+
+
 def bad_files(folder: Path) -> dict[str, tuple[bytes, str]]:
     return {
         "empty.txt": (b"", "There is no text to read"),
-        "binary.bin": (b"\x89PNG\x00\x01", "is a binary file"),
+        "binary.bin": (b"\x7fELF\x00\x01", "is a binary file"),
         "latin1.txt": ("Zürich".encode("latin1"), "is not UTF-8: found byte 0xfc at position 1"),
         "cut.gz": (gzip.compress(b"Anna Kestrel built it." * 99)[:-9], "is a damaged gzip file"),
     }
@@ -144,7 +195,10 @@ def test_a_file_that_cannot_be_read_fails_with_one_message(name: str, tmp_path: 
     ("arguments", "message"),
     [
         (["ask", QUESTION, "missing.txt"], "File 'missing.txt' does not exist"),
-        (["ask", QUESTION, "https://example.org/a.html"], "'https://example.org/a.html' is a URL, and spanqa reads files"),
+        (
+            ["ask", QUESTION, "https://example.org/a.html"],
+            "'https://example.org/a.html' is a URL, and spanqa reads files",
+        ),
         (["ask", QUESTION, HARBOUR, "--encoding", "base64"], "There is no text encoding 'base64'"),
         (["ask", "--questions", HARBOUR.parent / "nothing.txt", HARBOUR], "nothing.txt' does not exist"),
         (["ask", " ", HARBOUR], "The question is empty"),
@@ -172,7 +226,10 @@ def test_bad_input_fails_with_one_message(arguments: list[str | Path], message: 
     ("arguments", "message"),
     [
         (["ask"], "QUESTION"),
-        (["ask", "Who", "built", "the", "pier?", HARBOUR], f'Put the question in quotes: spanqa ask "Who built the pier?" {HARBOUR}'),
+        (
+            ["ask", "Who", "built", "the", "pier?", HARBOUR],
+            f'Put the question in quotes: spanqa ask "Who built the pier?" {HARBOUR}',
+        ),
         (["ask", "--questions", "-"], "standard input holds the questions"),
         (["ask", QUESTION, HARBOUR, "--top-k", "0"], "--top-k"),
         (["ask", QUESTION, HARBOUR, "--colour"], "--colour"),

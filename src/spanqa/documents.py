@@ -107,10 +107,10 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def page_text(html: str) -> str:
-    """Return the text of a web page.
+    r"""Return the text of a web page.
 
-        >>> page_text("<title>The pier</title><p>Built in <b>1873</b>.<ul><li>granite<li>240&nbsp;m</ul>")
-        'The pier\\n\\nBuilt in 1873.\\n\\n- granite\\n- 240\\xa0m\\n'
+    >>> page_text("<title>The pier</title><p>Built in <b>1873</b>.<ul><li>granite<li>240&nbsp;m</ul>")
+    'The pier\n\nBuilt in 1873.\n\n- granite\n- 240\xa0m\n'
     """
     page = _Page()
     try:

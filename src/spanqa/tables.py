@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.cells import is_missing, read_flag, read_start, read_structure
+from spanqa.decoding import decode_text
 from spanqa.errors import DatasetError
 from spanqa.extras import require
-from spanqa.files import decode_text, describe, parse_json, read_bytes, shown, unzip
+from spanqa.files import describe, parse_json, read_bytes, shown, unzip
 from spanqa.squad import WITHOUT_ANSWERS, Example, Label, Labelled, as_example, check_ids, of_article, of_paragraph
 
 _NAMES = {

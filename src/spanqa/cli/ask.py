@@ -30,7 +30,8 @@ def ask(
     questions: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Ask each line of this file (- is standard input); all arguments are then files to read."
+            metavar="FILE",
+            help="Ask each line of this file (- is standard input); all arguments are then files to read.",
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of answers to show, best first.")] = 1,
@@ -96,7 +97,7 @@ def ask(
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
     numbers = [number for number, document in enumerate(documents) if document.text.strip()]
-    failed = False
+    failed, shown = False, 0
     for each in asked:
         chosen = _choose(each, documents, numbers, candidates)
         passages = [reader.prepare(documents[number].text, documents[number].source) for number in chosen]
@@ -108,8 +109,13 @@ def ask(
             typer.echo(f"spanqa: {each!r:.60}: {error}", err=True)  # it costs that question alone
             failed = True
             continue
+        if shown and not as_json:
+            typer.echo()  # an empty line between questions
+        shown += 1
         answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
-        _print(each, [_counted(answer, chosen) for answer in answers], documents, reader.calibrated, as_json, len(asked))
+        _print(
+            each, [_counted(answer, chosen) for answer in answers], documents, reader.calibrated, as_json, len(asked)
+        )
     if failed:
         raise typer.Exit(1)
 
@@ -128,9 +134,7 @@ def _questions_and_names(
 
     names = [question, *files] if question is not None else files
     if questions == "-" and (not names or "-" in names):
-        raise typer.BadParameter(
-            "standard input holds the questions; give the files to read", param_hint="--questions"
-        )
+        raise typer.BadParameter("standard input holds the questions; give the files to read", param_hint="--questions")
     data = sys.stdin.buffer.read() if questions == "-" else None
     text = read_document("standard input" if questions == "-" else questions, data, encoding).text
     asked = [line.strip() for line in text.split("\n") if line.strip()]
@@ -145,7 +149,8 @@ def _check_quoted(question: str, files: Sequence[str]) -> None:
     if words and " " not in question and all(re.fullmatch(r"[^\W_][\w'’,-]*[?!.]?", word) for word in words):
         rest = "".join(f" {name}" for name in files[len(words) :])
         raise typer.BadParameter(
-            f'{words[0]!r} is not a file. Put the question in quotes: spanqa ask "{" ".join([question, *words])}"{rest}', param_hint="QUESTION"
+            f'{words[0]!r} is not a file. Put the question in quotes: spanqa ask "{" ".join([question, *words])}"{rest}',
+            param_hint="QUESTION",
         )
 
 
@@ -197,7 +202,8 @@ def _save(documents: "list[Document]", folder: Path) -> None:
     with new_folder(folder) as made:
         for number, page in enumerate(pages, 1):
             (made / f"{number}-{Path(page.source).name}.txt").write_text(page.text, "utf-8", newline="")
-    typer.echo(f"spanqa: {len(pages):,} texts of web pages are in {folder}", err=True)
+    what = "1 text of a web page is" if len(pages) == 1 else f"{len(pages):,} texts of web pages are"
+    typer.echo(f"spanqa: {what} in {folder}", err=True)
 
 
 def _choose(question: str, documents: "list[Document]", numbers: list[int], candidates: int | None) -> list[int]:
@@ -210,13 +216,16 @@ def _choose(question: str, documents: "list[Document]", numbers: list[int], cand
             return numbers
         if not installed("search"):
             typer.echo(
-                f"spanqa: reading all {len(numbers):,} texts; for faster reading: pip install 'spanqa[search]'", err=True
+                f"spanqa: reading all {len(numbers):,} texts; for faster reading: pip install 'spanqa[search]'",
+                err=True,
             )
             return numbers
         candidates = CANDIDATES
     chosen = best_passages(question, [documents[number].text for number in numbers], candidates)
     if len(chosen) < len(numbers):
-        note = f"spanqa: reading {len(chosen):,} of {len(numbers):,} texts, those that share most words with the question"
+        note = (
+            f"spanqa: reading {len(chosen):,} of {len(numbers):,} texts, those that share most words with the question"
+        )
         typer.echo(f"{note} (--candidates)", err=True)
     return [numbers[position] for position in chosen]
 

@@ -19,7 +19,9 @@ def show_answers(
     if not best:
         certain = "Not" if best.no_answer_probability >= 0.5 else "Probably not"
         where = "this text" if len(documents) == 1 else "these texts"
-        closest = f" Closest: {_plain(best.closest.text)} ({percent(best.closest.probability)}):" if best.closest else ""
+        closest = (
+            f" Closest: {_plain(best.closest.text)} ({percent(best.closest.probability)}):" if best.closest else ""
+        )
         console.print(f"[bold]{certain} in {where}[/bold] ({percent(best.no_answer_probability)}{kind}).{closest}")
         if best.closest:
             _show_sentence(console, best.closest, documents, indent="   ")
@@ -34,7 +36,7 @@ def show_answers(
 
 def show_question(console: "Console", question: str) -> None:
     """Print a question above its answers, where several are asked."""
-    console.print(f"\n[bold cyan]{_plain(question)}[/]")
+    console.print(f"[bold cyan]{_plain(question)}[/]")
 
 
 def percent(probability: float) -> str:
