@@ -7,6 +7,7 @@ import errno
 import gzip
 import json
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -39,6 +40,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except ValueError as error:  # the name is not a valid file name
         raise DatasetError(f"{str(path)!r} cannot be read: {error}.") from None
     return decode_text(data, repr(str(path)))
+
+
+def read_standard_input() -> bytes:
+    """Return all bytes of standard input.
+
+    Raises:
+        DatasetError: it is closed, or cannot be read.
+    """
+    if sys.stdin is None:
+        raise DatasetError("Standard input is closed. Give a file, or pipe text to standard input.")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:  # a folder, for example
+        raise DatasetError(f"Standard input cannot be read: {error.strerror}. Give a file.") from error
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -1,6 +1,5 @@
 """`spanqa ask`: answer a question from texts."""
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from spanqa.answers import Answer
-    from spanqa.tokens import Passage
+    from spanqa.retrieval import Choice
 
 
 def ask(
@@ -25,14 +24,15 @@ def ask(
     threshold: Annotated[
         float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
     ] = None,
-    candidates: Annotated[
+    max_windows: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Read at most this many texts: those that share most words with the question. Default: all texts, or 100 if there are more than 500.",
+            help="Read at most this many windows: those that share most words with the question. Default: all, or 300 if there are more than 2,000.",
             show_default=False,
         ),
     ] = None,
+    read_all: Annotated[bool, typer.Option("--read-all", help="Read all windows, however many there are.")] = False,
     no_answer: options.NoAnswer = "auto",
     min_probability: options.MinProbability = 0.0,
     as_json: options.Json = False,
@@ -51,8 +51,11 @@ def ask(
     Prints the answer with its probability and the sentence around it, or says that the text has no answer.
     """
     from spanqa.answers import least_score
+    from spanqa.retrieval import TextIndex
 
-    texts = _choose(question, _read(files or []), candidates)
+    if read_all and max_windows is not None:
+        raise typer.BadParameter("give this or --max-windows, not both", param_hint="--read-all")
+    texts = _read(files or [])
     reader = options.load_reader(
         model=model,
         revision=revision,
@@ -65,14 +68,18 @@ def ask(
         max_answer_tokens=max_answer_tokens,
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
-    passages = [reader.prepare(text, source) for source, text in texts]
-    ranking = reader.ranking(question, passages, top_k)
+    with options.progress_bar("windows") as progress:
+        index = TextIndex(reader, [text for _, text in texts], [source for source, _ in texts])
+        choice = index.choose(question, max_windows, read_all=read_all)
+        _explain(choice)
+        ranking = reader.ranking(question, choice.passages, top_k, progress=progress)
     answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
     if as_json:
         for answer in answers:
-            typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))
+            counts = {"windows_read": choice.windows_read, "windows_total": choice.windows_total}
+            typer.echo(options.json_line(answer.as_json(question) | counts))
     else:
-        _show(answers, passages, calibrated=reader.calibrated)
+        _show(answers, choice, calibrated=reader.calibrated)
 
 
 def _read(files: list[str]) -> list[tuple[str, str]]:
@@ -82,13 +89,13 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
         InputError: a file cannot be read, or all are empty.
     """
     from spanqa.errors import InputError
-    from spanqa.files import decode_text, read_text
+    from spanqa.files import decode_text, read_standard_input, read_text
 
-    if not files and sys.stdin.isatty():
+    if not files and sys.stdin is not None and sys.stdin.isatty():
         raise typer.BadParameter("give a file to read, or pipe text to standard input", param_hint="FILE")
     texts = []
     for name in files or ["-"]:
-        text = decode_text(sys.stdin.buffer.read(), "standard input") if name == "-" else read_text(name)
+        text = decode_text(read_standard_input(), "standard input") if name == "-" else read_text(name)
         texts.append(("standard input" if name == "-" else name, text))
     empty = [name for name, text in texts if not text.strip()]
     if len(empty) == len(texts):
@@ -100,35 +107,30 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in texts if text.strip()]
 
 
-def _choose(question: str, texts: list[tuple[str, str]], candidates: int | None) -> list[tuple[str, str]]:
-    """Keep, of many texts, only those that share most words with the question, and report it."""
-    from spanqa.extras import installed
-    from spanqa.retrieval import CANDIDATES, MANY, best_passages
-
-    if candidates is None:
-        if len(texts) <= MANY:
-            return texts
-        if not installed("search"):
-            typer.echo(
-                f"spanqa: reading all {len(texts):,} texts; for faster reading: pip install 'spanqa[search]'", err=True
-            )
-            return texts
-        candidates = CANDIDATES
-    chosen = best_passages(question, [text for _, text in texts], candidates)
-    if len(chosen) < len(texts):
-        note = f"spanqa: reading {len(chosen):,} of {len(texts):,} texts, those that share most words with the question"
-        typer.echo(f"{note} (--candidates)", err=True)
-    return [texts[position] for position in chosen]
+def _explain(choice: "Choice") -> None:
+    """Say on standard error which windows are read, where it is not all of them."""
+    if not choice.matched:
+        what = "all" if choice.complete else f"the first {choice.windows_read:,} of"
+        note = f"no word of the question occurs in the text; reading {what} {choice.windows_total:,} windows"
+        typer.echo(f"spanqa: {note} ({'--max-windows' if choice.complete else '--read-all'})", err=True)
+    elif not choice.complete:
+        note = f"reading the {choice.windows_read:,} most likely of {choice.windows_total:,} windows"
+        typer.echo(f"spanqa: {note}, by their words (--max-windows, --read-all)", err=True)
 
 
-def _show(answers: "list[Answer]", passages: "list[Passage]", *, calibrated: bool) -> None:
+def _show(answers: "list[Answer]", choice: "Choice", *, calibrated: bool) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     kind = "" if calibrated else ", uncalibrated"
     if not answers[0]:
         probability = f"{answers[0].no_answer_probability:.1%}{kind}"
-        console.print(f"[bold]Not in {'this text' if len(passages) == 1 else 'these texts'}.[/bold]  ({probability})")
+        if choice.complete:
+            where = f"Not in {'this text' if len(choice.passages) == 1 else 'these texts'}."
+        else:
+            which = f"{choice.windows_read:,} most likely of {choice.windows_total:,} windows"
+            where = f"Not found in the {which}; use --read-all."
+        console.print(f"[bold]{where}[/bold]  ({probability})")
         return
     for number, answer in enumerate(answers, 1):
         label = f"{number}. " if len(answers) > 1 else ""

@@ -1,6 +1,5 @@
 """`spanqa evaluate`: official SQuAD numbers, of a model or of a file of predictions."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,7 +105,7 @@ def evaluate(
     if report is not None:
         typer.echo(str(_report(report, reader, examples, outcomes, record, others)), err=True)
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        typer.echo(options.json_line(record))
     else:
         _show(record)
 
