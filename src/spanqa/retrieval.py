@@ -3,9 +3,9 @@
 A model reads some tens of windows in a second; counting words takes microseconds. So of a long text only its most likely parts are
 encoded and read. The text is cut into blocks, each a little shorter than a window; BM25 ranks the blocks of all texts; the best are
 read, together with some text on both sides, and blocks that are neighbours are read in one piece. Words are compared as they are
-written, without stemming, in lower case and in Unicode's compatibility form; where a script puts no spaces between words (Chinese,
-Japanese, Thai, Lao, Khmer, Burmese), pairs of characters take the place of words. An answer in a part that shares no word with the
-question is lost. This module runs no model.
+written, without stemming, in lower case and in Unicode's compatibility form. Where a script puts no spaces between words (Chinese,
+Japanese, Thai, Lao, Khmer, Burmese), or joins particles to them (Korean), characters and pairs of characters take their place
+(benchmarks/long_text.py compares). An answer in a part that shares no word with the question is lost. This module runs no model.
 
 Source: Robertson & Zaragoza 2009.
 """
@@ -40,7 +40,7 @@ _BLOCK, _MARGIN = (
 _SAMPLES, _SAMPLE = 64, 1024  # samples from which the number of tokens is estimated, and their length in code points
 
 _WORD = regex.compile(r"\w+")
-_UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]+)")
+_BY_CHARACTERS = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Hangul}]+)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +106,7 @@ class TextIndex:
             passages = self._passages(likely[:count])
             read = self._count(tokens, passages)
             if read <= most or count == 1:
-                return Choice(passages, read, max(read, total), bool(scores.any()))
+                return Choice(passages, read, max(read + 1, total), bool(scores.any()))
             count = max(1, min(count - 1, count * most // read))
 
     def _everything(self, question: Tokens, *, matched: bool = True) -> Choice:
@@ -130,7 +130,8 @@ class TextIndex:
         tokens = characters = 0
         for place in np.linspace(0, lengths[-1], _SAMPLES, endpoint=False).astype(int).tolist():
             number = int(np.searchsorted(lengths, place, side="right")) - 1
-            sample = self.texts[number][place - lengths[number] :][:_SAMPLE]
+            start = place - int(lengths[number])
+            sample = self.texts[number][start : start + _SAMPLE]
             tokens += len(self.reader.checkpoint.tokenizer.encode(sample))
             characters += len(sample)
         return max(tokens, 1) / max(characters, 1)
@@ -190,10 +191,10 @@ class TextIndex:
 
 
 def split_words(text: str) -> Iterator[str]:
-    """Yield the words of a text as they are compared; of a script without spaces, every pair of neighbouring characters.
+    """Yield the words of a text as they are compared; of a script without spaces, its characters and pairs of neighbours.
 
     >>> list(split_words("The pier's Café, 灯台は"))
-    ['the', 'pier', 's', 'café', '灯台', '台は']
+    ['the', 'pier', 's', 'café', '灯', '台', 'は', '灯台', '台は']
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -201,8 +202,9 @@ def split_words(text: str) -> Iterator[str]:
         if word.isascii():
             yield word
             continue
-        for place, run in enumerate(_UNSPACED.split(word)):
-            if place % 2 and len(run) > 1:
+        for place, run in enumerate(_BY_CHARACTERS.split(word)):
+            if place % 2:
+                yield from run
                 yield from map("".join, pairwise(run))
             elif run:
                 yield run

@@ -108,14 +108,20 @@ def _read(files: list[str]) -> list[tuple[str, str]]:
 
 
 def _explain(choice: "Choice") -> None:
-    """Say on standard error which windows are read, where it is not all of them."""
+    """Say on standard error which windows are read, where it is not all of them or they could not be chosen."""
     if not choice.matched:
-        what = "all" if choice.complete else f"the first {choice.windows_read:,} of"
-        note = f"no word of the question occurs in the text; reading {what} {choice.windows_total:,} windows"
-        typer.echo(f"spanqa: {note} ({'--max-windows' if choice.complete else '--read-all'})", err=True)
+        way = "--max-windows" if choice.complete else "--read-all"
+        typer.echo(f"spanqa: no word of the question occurs in the text; reading {_which(choice)} ({way})", err=True)
     elif not choice.complete:
-        note = f"reading the {choice.windows_read:,} most likely of {choice.windows_total:,} windows"
-        typer.echo(f"spanqa: {note}, by their words (--max-windows, --read-all)", err=True)
+        typer.echo(f"spanqa: reading {_which(choice)}, by their words (--max-windows, --read-all)", err=True)
+
+
+def _which(choice: "Choice") -> str:
+    number = "" if choice.windows_read == 1 else f" {choice.windows_read:,}"
+    if choice.complete:
+        return f"all{number} windows"
+    kind = f"{number} most likely" if choice.matched else f" first{number}"
+    return f"the{kind} of {choice.windows_total:,} windows"
 
 
 def _show(answers: "list[Answer]", choice: "Choice", *, calibrated: bool) -> None:
@@ -128,8 +134,7 @@ def _show(answers: "list[Answer]", choice: "Choice", *, calibrated: bool) -> Non
         if choice.complete:
             where = f"Not in {'this text' if len(choice.passages) == 1 else 'these texts'}."
         else:
-            which = f"{choice.windows_read:,} most likely of {choice.windows_total:,} windows"
-            where = f"Not found in the {which}; use --read-all."
+            where = f"Not found in {_which(choice)}; use --read-all."
         console.print(f"[bold]{where}[/bold]  ({probability})")
         return
     for number, answer in enumerate(answers, 1):
