@@ -24,7 +24,7 @@ from spanqa.batches import WindowLogits
 from spanqa.calibration import Calibration, Probabilities, exponentials, log_sum_exp
 from spanqa.errors import InputError
 from spanqa.sentences import context_around, sentence_around
-from spanqa.spans import Span, Taken, distinct_spans, forbid_blank, passage_band
+from spanqa.spans import Span, Taken, distinct_spans, forbid_blank, passage_band, windows_of
 from spanqa.tokens import Passage
 
 
@@ -170,21 +170,29 @@ def rank_spans(
     """
     temperature = calibration.temperature
     masses: list[float] = []
-    kept: list[_Ranked] = []  # the top_k spans lie in the top_k passages
+    kept: list[_Ranked] = []  # the top_k spans lie in the top_k of these
     for index, (passage, windows) in enumerate(zip(passages, logits, strict=True)):
-        scores = margins(passage, windows, settings.max_answer_tokens)
-        spans = distinct_spans(scores, passage.tokens.offsets, top_k)
-        first = next(spans, None)
-        if first is not None:
+        whole = len(passage.tokens) <= LONGEST_WHOLE
+        pieces: Sequence[tuple[Passage, Sequence[WindowLogits]]] = [(passage, windows)]
+        if not whole:
+            pieces, mass = _likely_pieces(passage, windows, settings.max_answer_tokens, temperature, top_k)
+            masses.append(mass)
+        for place, (piece, of_piece) in enumerate(pieces):
+            scores = margins(piece, of_piece, settings.max_answer_tokens)
+            spans = distinct_spans(scores, piece.tokens.offsets, top_k)
+            first = next(spans, None)
+            if first is None:
+                continue
             best = first[0].score
             weights = exponentials(scores, temperature, best)
-            masses.append(best / temperature + math.log(float(weights.sum())))
-            heapq.heappush(kept, (best, -index, chain((first,), spans), scores, weights))
+            if whole:
+                masses.append(best / temperature + math.log(float(weights.sum())))
+            heapq.heappush(kept, (best, -index, -place, piece, chain((first,), spans), scores, weights))
             if len(kept) > top_k:
                 heapq.heappop(kept)
-    found: list[tuple[float, int, Span, float]] = []
+    found: list[tuple[float, int, int, Passage, Span, float]] = []
     least = kept[0][0] if len(kept) == top_k else -math.inf
-    for best, minus_index, spans, scores, weights in kept:
+    for best, minus_index, minus_place, piece, spans, scores, weights in kept:
         for span, rows, taken in spans:
             if span.score < least:
                 break
@@ -193,19 +201,59 @@ def rank_spans(
                 log_mass = best / temperature + math.log(mass)
             else:  # so far below the best that float32 cannot hold it
                 log_mass = log_sum_exp(scores[rows][taken], temperature)
-            found.append((-span.score, -minus_index, span, log_mass))
-    found.sort(key=lambda item: item[:2])
+            found.append((-span.score, -minus_index, -minus_place, piece, span, log_mass))
+    found.sort(key=lambda item: item[:3])
     best = -found[0][0] if found else -math.inf
     total = masses[0] if len(masses) == 1 else log_sum_exp(np.array(masses))
     probabilities = Probabilities(best, total, calibration)
     answers = tuple(
-        _answer(passages[index], index, span, probabilities, mass) for _, index, span, mass in found[:top_k]
+        _answer(piece, index, span, probabilities, mass) for _, index, _, piece, span, mass in found[:top_k]
     )
     return Ranking(answers, best, probabilities.of_no_answer)
 
 
-_Ranked = tuple[float, int, "Iterator[Taken]", NDArray[np.float32], NDArray[np.float32]]
-"""M* of a passage, minus its index, its spans, and of every span M(q) and exp((M(q) - M*) / T): float32 `[token, length]`."""
+_Ranked = tuple[float, int, int, Passage, "Iterator[Taken]", NDArray[np.float32], NDArray[np.float32]]
+"""M* of a piece, minus its passage's index, minus its place there, the piece, its spans, and of every span M(q) and
+exp((M(q) - M*) / T): float32 `[token, length]`."""
+
+LONGEST_WHOLE = 1 << 15
+"""The scores of all spans of a longer passage, in tokens, are not held at once."""
+
+
+def _likely_pieces(
+    passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int, temperature: float, top_k: int
+) -> tuple[list[tuple[Passage, list[WindowLogits]]], float]:
+    """Return pieces of a long passage that hold its best `top_k` spans, and the log of the sum of exp(M(q)/T) over all spans.
+
+    The passage is scored block by block, and the blocks with the best spans are kept. An answer takes spans of at most two blocks
+    with it, so 2 top_k blocks are enough. A piece reaches beyond its blocks by what an answer at their ends may take with it.
+    """
+    longest = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
+    reach = 4 * (longest + 1)
+    block = max(LONGEST_WHOLE // 8, 2 * reach)
+    bests: list[tuple[float, int]] = []
+    masses: list[float] = []
+    for first in range(0, len(passage.tokens), block):
+        stop = min(first + block, len(passage.tokens))
+        piece, of_piece = _piece(passage, windows, first, min(stop + longest, len(passage.tokens)))
+        scores = margins(piece, of_piece, max_answer_tokens)[: stop - first]
+        masses.append(log_sum_exp(scores, temperature))
+        bests.append((float(scores.max(initial=-np.inf)), -first))
+    bounds: list[list[int]] = []
+    for first in sorted(-minus_first for _, minus_first in heapq.nlargest(2 * top_k, bests)):
+        start, stop = max(0, first - reach), min(first + block + reach, len(passage.tokens))
+        if bounds and start <= bounds[-1][1]:
+            bounds[-1][1] = stop
+        else:
+            bounds.append([start, stop])
+    return [_piece(passage, windows, start, stop) for start, stop in bounds], log_sum_exp(np.array(masses))
+
+
+def _piece(
+    passage: Passage, windows: Sequence[WindowLogits], first: int, stop: int
+) -> tuple[Passage, list[WindowLogits]]:
+    """Return the tokens `first` to `stop` (exclusive) as a passage of its own, with its windows."""
+    return replace(passage, tokens=passage.tokens.part(first, stop), parts=None), windows_of(windows, first, stop)
 
 
 def margins(passage: Passage, windows: Sequence[WindowLogits], max_answer_tokens: int) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ import numpy as np
 from spanqa.backends.base import Backend
 from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits, WindowLogits, pack, split_logits
 from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError
+from spanqa.progress import Progress, silent
 from spanqa.queue import Queue, Request, Taken
 from spanqa.windows import Window
 
@@ -68,12 +69,14 @@ class Engine:
         deadline: float | None = None,
         capture: Capture | None = None,
         wait: bool = True,
+        progress: Progress = silent,
     ) -> "Future[list[WindowLogits]]":
         """Return the future of the logits of some windows, one for each, in order.
 
         `deadline` is a time of `time.monotonic()`: windows that no worker has begun by then are dropped when their turn comes, and
         the future raises `DeadlineError`. A cancelled future costs no batch that has not begun. `capture` names the attention that
-        is wanted beside the logits. When the queue is full, `submit` waits, or, without `wait`, refuses. The future raises
+        is wanted beside the logits. `progress` is called after each batch, in the thread that ran it, with the windows that have
+        been read. When the queue is full, `submit` waits, or, without `wait`, refuses. The future raises
         `BackendError` where logits are not numbers.
 
         Raises:
@@ -85,7 +88,7 @@ class Engine:
             raise ClosedError("The reader was closed. Load it again.")
         if self._forked:
             self._after_fork()
-        return self._work.submit(windows, deadline, capture, wait)
+        return self._work.submit(windows, deadline, capture, wait, progress)
 
     def _after_fork(self) -> None:
         with self._fork_lock:
@@ -142,13 +145,18 @@ class _Work:
         self._dropped: list[tuple[Request, bool]] = []  # no longer in the queue, and whether they were late
 
     def submit(
-        self, windows: Sequence[Window], deadline: float | None, capture: Capture | None, wait: bool
+        self,
+        windows: Sequence[Window],
+        deadline: float | None,
+        capture: Capture | None,
+        wait: bool,
+        progress: Progress,
     ) -> "Future[list[WindowLogits]]":
         if capture is not None and capture.queries is not None and len(capture.queries) != len(windows):
             raise InputError(
                 f"The capture has queries for {len(capture.queries)} windows; {len(windows)} were submitted."
             )
-        request = self._queue.plan(windows, deadline, capture)
+        request = self._queue.plan(windows, deadline, capture, progress)
         if deadline is not None and deadline < time.monotonic():
             request.fail(DeadlineError("The deadline had passed when the windows were submitted."))
         elif not windows:
@@ -285,6 +293,10 @@ class _Work:
                         request.found[position] = next(found)
                         request.unread -= 1
         for request in dict.fromkeys(request for request, _ in taken):
+            try:
+                request.progress(len(request.windows) - request.unread, len(request.windows))
+            except Exception as error:
+                request.fail(error)
             self._finish(request, sound)
 
     def _finish(self, request: Request, sound: bool) -> None:

@@ -33,7 +33,6 @@ NEEDS: dict[str, Need] = {
     "parquet": Need("Reading Parquet files", ("pyarrow",), "train"),
     "datasets": Need("Reading a folder of Hugging Face datasets", ("datasets",), "train"),
     "report": Need("Writing a report", ("matplotlib",), "report"),
-    "search": Need("Selecting passages by their words", ("bm25s",), "search"),
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }

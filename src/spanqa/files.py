@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -71,6 +72,20 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def describe(path: str | os.PathLike[str], data: bytes) -> dict[str, str]:
     """Return the name of a file and the sha256 of its bytes: what the record of a run says about it."""
     return {"file": shown(Path(path).name), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def read_standard_input() -> bytes:
+    """Return all bytes of standard input.
+
+    Raises:
+        DatasetError: it is closed, or cannot be read.
+    """
+    if sys.stdin is None:
+        raise DatasetError("Standard input is closed. Give a file, or pipe text to standard input.")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:  # a folder, for example
+        raise DatasetError(f"Standard input cannot be read: {error.strerror}. Give a file.") from error
 
 
 def shown(name: str) -> str:

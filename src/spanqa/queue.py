@@ -14,6 +14,7 @@ from itertools import count
 from threading import Lock
 
 from spanqa.batches import BatchLayout, Capture, WindowLogits, alike, plan_batches
+from spanqa.progress import Progress, silent
 from spanqa.windows import Window
 
 PACKED_COLS = 512
@@ -39,7 +40,7 @@ class Piece:
 class Request:
     """Some windows, the pieces that no batch has yet, and the future of their logits.
 
-    `found` are the logits so far, `unread` the number of windows without.
+    `found` are the logits so far, `unread` the number of windows without; `progress` is told after each batch.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Request:
     unnotified: Lock = field(default_factory=Lock)
     waiting_tokens: int = 0
     unread: int = 0
+    progress: Progress = silent
 
     @property
     def over(self) -> bool:
@@ -88,7 +90,9 @@ class Queue:
         self._numbers = count()
         self._batches = 0
 
-    def plan(self, windows: Sequence[Window], deadline: float | None, capture: Capture | None) -> Request:
+    def plan(
+        self, windows: Sequence[Window], deadline: float | None, capture: Capture | None, progress: Progress = silent
+    ) -> Request:
         """Return a request for some windows, which is not in the queue yet."""
         lengths = list(map(len, windows))
         packed_cols = max([PACKED_COLS, *lengths])
@@ -96,7 +100,7 @@ class Queue:
             Piece(rows, packed_cols if self.layout == "packed" else max(sum(lengths[i] for i in row) for row in rows))
             for rows in plan_batches(lengths, self.layout, self.batch_tokens, packed_cols)
         ]
-        request = Request(next(self._numbers), windows, capture, deadline, pieces[::-1])
+        request = Request(next(self._numbers), windows, capture, deadline, pieces[::-1], progress=progress)
         request.waiting_tokens = sum(piece.cost for piece in pieces)
         request.found = [None] * len(windows)
         request.unread = len(windows)

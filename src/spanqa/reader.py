@@ -21,6 +21,7 @@ from spanqa.calibration import Calibration
 from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
 from spanqa.engine import Engine
 from spanqa.errors import CheckpointError, InputError, SpanQAError
+from spanqa.progress import Progress, silent
 from spanqa.stream import Question, Reading, read_stream
 from spanqa.tokens import Passage
 from spanqa.windows import WindowSettings
@@ -246,15 +247,28 @@ class Reader:
         least = self._least(threshold, no_answer, min_probability)
         return self.ranking(question, passages, top_k).above(*least)
 
-    def ranking(self, question: str, passages: str | Passage | Sequence[str | Passage], top_k: int = 5) -> Ranking:
+    def ranking(
+        self,
+        question: str,
+        passages: str | Passage | Sequence[str | Passage],
+        top_k: int = 5,
+        *,
+        progress: Progress = silent,
+    ) -> Ranking:
         """Return the best spans of all passages whatever their score, and the probability that there is no answer.
+
+        `progress` is called with the number of windows that have been read, and of all.
 
         Raises:
             InputError: as `rank`.
         """
         _check_top_k(top_k)
         given = [passages] if isinstance(passages, (str, Passage)) else passages
-        return self.decode(next(self.forward([(question, given)])), top_k=top_k)
+        stream = iter([(question, given)])
+        [(_, reading)] = read_stream(stream, self.engine, self.checkpoint.tokenizer, self.windows, progress)
+        if not isinstance(reading, Reading):
+            raise reading
+        return self.decode(reading, top_k=top_k)
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:
         """Encode a passage, to ask several questions of it; a `Passage` is returned as it is.

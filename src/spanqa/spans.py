@@ -7,9 +7,11 @@ larger score, so a span that two windows contain counts once.
 This module knows no text and no threshold: that is `spanqa.answers`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +63,17 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
         rows = band[window.first : window.first + len(window.start)]
         np.maximum(rows, margins, out=rows)
     return band
+
+
+def windows_of(windows: Sequence[WindowLogits], first: int, stop: int) -> list[WindowLogits]:
+    """Return what windows, in order of their places, say of the tokens `first` to `stop` (exclusive), as of a passage of its own."""
+    found = []
+    start = bisect_right(windows, first, key=lambda window: window.first + len(window.start))
+    for window in takewhile(lambda window: window.first < stop, islice(windows, start, None)):
+        low, high = max(0, first - window.first), max(0, stop - window.first)
+        null = window.null_start, window.null_end
+        found.append(WindowLogits(window.first + low - first, window.start[low:high], window.end[low:high], *null))
+    return found
 
 
 def distinct_spans(band: NDArray[np.float32], offsets: NDArray[np.int32], count: int) -> Iterator[Taken]:

@@ -15,6 +15,7 @@ from typing import Any
 from spanqa.batches import WindowLogits
 from spanqa.engine import Engine
 from spanqa.errors import BackendError, InputError, SpanQAError
+from spanqa.progress import Progress, silent
 from spanqa.tokens import Passage, Tokenizer, Tokens
 from spanqa.windows import Window, WindowSettings, check_question, cut
 
@@ -60,9 +61,13 @@ class _Chunk:
 
 
 def read_stream(
-    stream: Iterator[Question], engine: Engine, tokenizer: Tokenizer, settings: WindowSettings
+    stream: Iterator[Question],
+    engine: Engine,
+    tokenizer: Tokenizer,
+    settings: WindowSettings,
+    progress: Progress = silent,
 ) -> Iterator[tuple[Item, Reading | SpanQAError]]:
-    """Yield each item with its reading, or with its error, in order."""
+    """Yield each item with its reading, or with its error, in order. `progress` counts the windows of each chunk."""
     running: deque[_Chunk] = deque()
     size, more = FIRST_CHUNK, True
     try:
@@ -71,7 +76,7 @@ def read_stream(
                 items, more, broken = _take(stream, size, size * engine.backend.batch_tokens, tokenizer)
                 _cut(items, tokenizer, settings)
                 windows = [window for item in items for piece in item.windows for window in piece]
-                running.append(_Chunk(items, engine.submit(windows), broken))
+                running.append(_Chunk(items, engine.submit(windows, progress=progress), broken))
                 size = min(GROWTH * size, LARGEST_CHUNK)
             # One chunk is read while the next is encoded; the first one does not wait for that.
             if len(running) > 1 or not more or (size == GROWTH * FIRST_CHUNK and running[0].logits.done()):

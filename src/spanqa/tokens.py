@@ -9,12 +9,14 @@ It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its 
 
 import hashlib
 import os
+import re
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, islice, pairwise
 from threading import Lock
 from typing import Any
 
@@ -26,6 +28,11 @@ from spanqa.errors import CheckpointError, InputError
 
 CACHED_BYTES = 64 << 20
 """How much memory the texts and arrays of remembered passages may take."""
+
+PIECE = 1 << 16
+"""Longer passages are encoded in pieces of about so many code points: an encoding is ten times larger than its arrays."""
+
+_CONTEXT = 256  # code points on each side of a cut in which the pieces must give the tokens of the whole
 
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])  # no white space lies above U+3000
 
@@ -101,7 +108,11 @@ class Tokens:
 
     def first(self, count: int) -> "Tokens":
         """Return the first `count` tokens; all where there are no more."""
-        return self if len(self) <= count else Tokens(self.ids[:count], self.offsets[:count], self.words[:count])
+        return self if len(self) <= count else self.part(0, count)
+
+    def part(self, first: int, stop: int) -> "Tokens":
+        """Return the tokens from `first` (inclusive) to `stop` (exclusive); their offsets stay those in the whole text."""
+        return Tokens(self.ids[first:stop], self.offsets[first:stop], self.words[first:stop])
 
     def word_bounds(self) -> NDArray[np.int32]:
         """Return, for each token, where its word starts and ends in the text: int32 `[token, 2]`.
@@ -137,17 +148,19 @@ class Passage:
     """A text that has been encoded: every call takes one where it takes a text.
 
     `source` says where it comes from (a file name, say) and is handed on to the answers. `tokenizer` is the one that encoded it,
-    or its fingerprint; a reader refuses passages of another one. None is not checked.
+    or its fingerprint; a reader refuses passages of another one. None is not checked. `parts` are the token ranges that lie
+    together in the text, first (inclusive) to stop (exclusive), where only parts of the text are to be read; None is all of it.
     """
 
     text: str
     tokens: Tokens
     source: str | None = None
     tokenizer: "Tokenizer | str | None" = None
+    parts: tuple[tuple[int, int], ...] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:  # a pickled passage carries no vocabulary
         tokenizer = self.tokenizer.fingerprint if isinstance(self.tokenizer, Tokenizer) else self.tokenizer
-        return Passage, (self.text, self.tokens, self.source, tokenizer)
+        return Passage, (self.text, self.tokens, self.source, tokenizer, self.parts)
 
 
 @dataclass(frozen=True)
@@ -265,11 +278,66 @@ class Tokenizer:
             if found is not None:
                 self._passages.move_to_end(text)
         if found is None:
-            tokens = self.encode(text)
+            tokens = self.encode(text) if len(text) < 2 * PIECE else self._encode_in_pieces(text)
             _ = tokens.offsets  # converted now, so that the encoding, which is ten times larger, can go
             found = Passage(text, tokens, None, self)
             self._remember(found)
         return found if source is None else replace(found, source=source)
+
+    def prepare_parts(self, text: str, parts: Iterable[tuple[int, int]], source: str | None = None) -> Passage:
+        """Return a text of which only parts are to be read: code points from a start (inclusive) to an end (exclusive), in order.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        tokens, ranges = self._encode_parts(text, parts)
+        return Passage(text, tokens, source, self, ranges)
+
+    def _encode_parts(self, text: str, parts: Iterable[tuple[int, int]]) -> tuple[Tokens, tuple[tuple[int, int], ...]]:
+        """Encode parts of a text one by one; return their tokens, and the range of tokens of each part."""
+        ids, offsets, words = [np.empty(0, np.int32)], [np.empty((0, 2), np.int32)], [np.empty(0, np.int32)]
+        bounds, word = [0], 0
+        for start, end in parts:
+            tokens = self.encode(text[start:end])
+            ids.append(tokens.ids)
+            offsets.append(tokens.offsets + np.int32(start))
+            words.append(np.where(tokens.words < 0, np.int32(-1), tokens.words + np.int32(word)))
+            word = max(word, int(words[-1].max(initial=-1)) + 1)
+            bounds.append(bounds[-1] + len(tokens))
+        return Tokens(np.concatenate(ids), np.concatenate(offsets), np.concatenate(words)), tuple(pairwise(bounds))
+
+    def _encode_in_pieces(self, text: str) -> Tokens:
+        _check_unicode(text)
+        return self._encode_parts(text, pairwise(self._cuts(text)))[0]
+
+    def _cuts(self, text: str) -> list[int]:
+        """Return where a text can be cut so that its pieces, encoded alone, give the tokens of the whole; its ends included."""
+        cuts, place = [0], PIECE
+        while place + PIECE <= len(text):
+            spaces = (found.start() for found in _INNER_SPACE.finditer(text, place, place + PIECE))
+            cut = next(
+                filter(lambda cut: self._divides(text, cut), chain(islice(spaces, 8), range(place, place + 8))), None
+            )
+            if cut is not None:
+                cuts.append(cut)
+            place = PIECE + (place if cut is None else cut)
+        return [*cuts, len(text)]
+
+    def _divides(self, text: str, cut: int) -> bool:
+        """Whether a cut falls between two words and, as far as its context shows, changes no token.
+
+        Words are encoded independently of each other, and what is done to a text before is done to a few characters at a time.
+        """
+        start, end = max(0, cut - _CONTEXT), min(len(text), cut + _CONTEXT)
+        whole, _ = self._encode_parts(text, [(start, end)])
+        pieces, [(_, left), _] = self._encode_parts(text, [(start, cut), (cut, end)])
+        return (
+            0 < left < len(whole) == len(pieces)
+            and whole.words[left - 1] != whole.words[left]
+            and np.array_equal(whole.ids, pieces.ids)
+            and np.array_equal(whole.offsets, pieces.offsets)
+            and np.array_equal(whole.words, pieces.words)
+        )
 
     def _check(self, passage: Passage) -> Passage:
         theirs = passage.tokenizer
@@ -289,6 +357,8 @@ class Tokenizer:
             while self._cached_bytes > CACHED_BYTES and len(self._passages) > 1:
                 self._cached_bytes -= _bytes(self._passages.popitem(last=False)[1])
 
+
+_INNER_SPACE = re.compile(r"(?<=\S)\s(?=\S)")
 
 _TOKENIZERS: "weakref.WeakSet[Tokenizer]" = weakref.WeakSet()
 

@@ -9,6 +9,7 @@ second sequence with a stride.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from spanqa.errors import InputError, QuestionTooLongError
 from spanqa.tokens import Passage, Template, Tokenizer, Tokens
@@ -62,12 +63,16 @@ class Window:
 
 
 def make_windows(
-    question: Tokens, passage: Tokens, template: Template, settings: WindowSettings = WindowSettings()
+    question: Tokens,
+    passage: Tokens,
+    template: Template,
+    settings: WindowSettings = WindowSettings(),
+    part: tuple[int, int] | None = None,
 ) -> list[Window]:
-    """Cut the passage so that each window, with the question, fits the model.
+    """Cut the passage, or a range of its tokens, so that each window, with the question, fits the model.
 
     Windows start at multiples of room - overlap; the last one ends with the passage and may be shorter. Every token is
-    in at least one window. A passage without tokens has no window.
+    in at least one window. A passage without tokens has no window. `part` is that range, the last token excluded.
 
         question: who ?          max_seq_length = 9   ->  room for 4 passage tokens
         passage:  a b c d e f    overlap = 2          ->  [a b c d] [c d e f]
@@ -75,6 +80,25 @@ def make_windows(
     Raises:
         QuestionTooLongError: the question has more than `max_question_tokens`, or leaves no room for the passage.
         InputError: the overlap is as long as the room, so that windows could not advance.
+    """
+    room, overlap = room_and_overlap(question, template, settings)
+    windows: list[Window] = []
+    first, end = part or (0, len(passage))
+    while first < end:
+        stop = min(first + room, end)
+        windows.append(Window(question, passage, first, stop, template))
+        if stop == end:
+            break
+        first += room - overlap
+    return windows
+
+
+def room_and_overlap(question: Tokens, template: Template, settings: WindowSettings) -> tuple[int, int]:
+    """Return how many passage tokens fit into a window beside the question, and how many of them two windows share.
+
+    Raises:
+        QuestionTooLongError: as `make_windows`.
+        InputError: as `make_windows`.
     """
     room = settings.max_seq_length - template.special_tokens - len(question)
     limit = settings.max_question_tokens
@@ -93,14 +117,7 @@ def make_windows(
             f"{settings.max_seq_length}, so windows could not advance. Choose an overlap below {room}, or none to let "
             "spanqa choose."
         )
-    windows, first = [], 0
-    while first < len(passage):
-        stop = min(first + room, len(passage))
-        windows.append(Window(question, passage, first, stop, template))
-        if stop == len(passage):
-            break
-        first += room - overlap
-    return windows
+    return room, overlap
 
 
 def cut(
@@ -111,7 +128,8 @@ def cut(
 ) -> list[list[Window]]:
     """Return the windows of each passage with the question; a passage given twice has windows the first time only.
 
-    A question that was encoded before, by the same tokenizer, is given as its tokens.
+    No window holds tokens of two parts of a passage. A question that was encoded before, by the same tokenizer, is given as its
+    tokens.
 
     Raises:
         QuestionTooLongError: the question has more than `max_question_tokens`, or leaves no room for the passage.
@@ -123,8 +141,9 @@ def cut(
     seen: set[str] = set()
     windows: list[list[Window]] = []
     for passage in passages:
-        new = passage.text not in seen
-        windows.append(make_windows(tokens, passage.tokens, tokenizer.template, settings) if new else [])
+        parts = () if passage.text in seen else passage.parts or (None,)
+        cuts = (make_windows(tokens, passage.tokens, tokenizer.template, settings, part) for part in parts)
+        windows.append(list(chain.from_iterable(cuts)))
         seen.add(passage.text)
     return windows
 

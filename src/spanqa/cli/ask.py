@@ -1,9 +1,9 @@
 """`spanqa ask`: answer questions from texts."""
 
-import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spanqa.cli import options
+from spanqa.cli.show import show_answers, which_windows
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from spanqa.answers import Answer
     from spanqa.documents import Document
+    from spanqa.progress import Progress
+    from spanqa.retrieval import Choice
+
+LONG = 200_000
+"""Code points of all texts from which reading takes so long that its progress is shown."""
 
 
 def ask(
@@ -38,14 +46,15 @@ def ask(
     threshold: Annotated[
         float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
     ] = None,
-    candidates: Annotated[
+    max_windows: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Read at most this many texts: those that share most words with the question. Default: all texts, or 100 if there are more than 500.",
+            help="Read at most this many windows: those that share most words with the question. Default: all, or 300 if there are more than 2,000.",
             show_default=False,
         ),
     ] = None,
+    read_all: Annotated[bool, typer.Option("--read-all", help="Read all windows, however many there are.")] = False,
     no_answer: options.NoAnswer = "auto",
     min_probability: options.MinProbability = 0.0,
     encoding: Annotated[
@@ -79,7 +88,10 @@ def ask(
     """
     from spanqa.answers import least_score
     from spanqa.errors import SpanQAError
+    from spanqa.retrieval import TextIndex
 
+    if read_all and max_windows is not None:
+        raise typer.BadParameter("give this or --max-windows, not both", param_hint="--read-all")
     asked, names = _questions_and_names(question, files or [], questions, encoding)
     documents = _read(names, encoding)
     if save_text is not None:
@@ -97,27 +109,42 @@ def ask(
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
     numbers = [number for number, document in enumerate(documents) if document.text.strip()]
+    read = [documents[number] for number in numbers]
+    index = TextIndex(reader, [document.text for document in read], [document.source for document in read])
     failed, shown = False, 0
     for each in asked:
-        chosen = _choose(each, documents, numbers, candidates)
-        passages = [reader.prepare(documents[number].text, documents[number].source) for number in chosen]
         try:
-            ranking = reader.ranking(each, passages, top_k)
+            with _progress(read) as progress:
+                choice = index.choose(each, max_windows, read_all=read_all)
+                _explain(choice)
+                ranking = reader.ranking(each, choice.passages, top_k, progress=progress)
         except SpanQAError as error:
             if questions is None:
                 raise
             typer.echo(f"spanqa: {each!r:.60}: {error}", err=True)  # it costs that question alone
             failed = True
             continue
-        if shown and not as_json:
-            typer.echo()  # an empty line between questions
+        found = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
+        answers = [_counted(answer, numbers) for answer in found]
+        if as_json:
+            counts = {"windows_read": choice.windows_read, "windows_total": choice.windows_total}
+            for answer in answers:
+                typer.echo(options.json_line(answer.as_json(each) | counts))
+            continue
+        if shown:
+            typer.echo()
         shown += 1
-        answers = ranking.above(least, min_probability) or [ranking.best(least, min_probability)]
-        _print(
-            each, [_counted(answer, chosen) for answer in answers], documents, reader.calibrated, as_json, len(asked)
-        )
+        show_answers(answers, documents, choice, reader.calibrated, each if len(asked) > 1 else None)
     if failed:
         raise typer.Exit(1)
+
+
+def _progress(documents: "list[Document]") -> "AbstractContextManager[Progress]":
+    """The progress of reading, where it takes long."""
+    from spanqa.progress import silent
+
+    long = sum(len(document.text) for document in documents) > LONG
+    return options.progress_bar("windows") if long else nullcontext(silent)
 
 
 def _questions_and_names(
@@ -131,11 +158,12 @@ def _questions_and_names(
         return [question], files
     from spanqa.documents import read_document
     from spanqa.errors import InputError
+    from spanqa.files import read_standard_input
 
     names = [question, *files] if question is not None else files
     if questions == "-" and (not names or "-" in names):
         raise typer.BadParameter("standard input holds the questions; give the files to read", param_hint="--questions")
-    data = sys.stdin.buffer.read() if questions == "-" else None
+    data = read_standard_input() if questions == "-" else None
     text = read_document("standard input" if questions == "-" else questions, data, encoding).text
     asked = [line.strip() for line in text.split("\n") if line.strip()]
     if not asked:
@@ -162,13 +190,14 @@ def _read(names: list[str], encoding: str | None) -> "list[Document]":
     """
     from spanqa.documents import read_document, read_documents
     from spanqa.errors import InputError
+    from spanqa.files import read_standard_input
 
-    if not names and sys.stdin.isatty():
+    if not names and sys.stdin is not None and sys.stdin.isatty():
         raise typer.BadParameter("give a file to read, or pipe text to standard input", param_hint="FILE")
     documents: list[Document] = []
     for name in names or ["-"]:
         if name == "-":
-            documents.append(read_document("standard input", sys.stdin.buffer.read(), encoding))
+            documents.append(read_document("standard input", read_standard_input(), encoding))
             continue
         found, skipped = read_documents([name], encoding)
         documents += found
@@ -206,49 +235,19 @@ def _save(documents: "list[Document]", folder: Path) -> None:
     typer.echo(f"spanqa: {what} in {folder}", err=True)
 
 
-def _choose(question: str, documents: "list[Document]", numbers: list[int], candidates: int | None) -> list[int]:
-    """Keep, of many texts, only those that share most words with the question, and report it."""
-    from spanqa.extras import installed
-    from spanqa.retrieval import CANDIDATES, MANY, best_passages
-
-    if candidates is None:
-        if len(numbers) <= MANY:
-            return numbers
-        if not installed("search"):
-            typer.echo(
-                f"spanqa: reading all {len(numbers):,} texts; for faster reading: pip install 'spanqa[search]'",
-                err=True,
-            )
-            return numbers
-        candidates = CANDIDATES
-    chosen = best_passages(question, [documents[number].text for number in numbers], candidates)
-    if len(chosen) < len(numbers):
-        note = (
-            f"spanqa: reading {len(chosen):,} of {len(numbers):,} texts, those that share most words with the question"
+def _explain(choice: "Choice") -> None:
+    """Say on standard error which windows are read, where it is not all of them or they could not be chosen."""
+    if not choice.matched:
+        way = "--max-windows" if choice.complete else "--read-all"
+        typer.echo(
+            f"spanqa: no word of the question occurs in the text; reading {which_windows(choice)} ({way})", err=True
         )
-        typer.echo(f"{note} (--candidates)", err=True)
-    return [numbers[position] for position in chosen]
+    elif not choice.complete:
+        typer.echo(f"spanqa: reading {which_windows(choice)}, by their words (--max-windows, --read-all)", err=True)
 
 
-def _counted(answer: "Answer", chosen: Sequence[int]) -> "Answer":
-    """Return an answer whose `passage_index` counts all documents, where it counted those that were read."""
-    closest = None if answer.closest is None else _counted(answer.closest, chosen)
-    index = None if answer.passage_index is None else chosen[answer.passage_index]
+def _counted(answer: "Answer", numbers: Sequence[int]) -> "Answer":
+    """Return an answer whose `passage_index` counts all documents, where it counted those that are not empty."""
+    closest = None if answer.closest is None else _counted(answer.closest, numbers)
+    index = None if answer.passage_index is None else numbers[answer.passage_index]
     return replace(answer, passage_index=index, closest=closest)
-
-
-def _print(
-    question: str, answers: "list[Answer]", documents: "list[Document]", calibrated: bool, as_json: bool, asked: int
-) -> None:
-    if as_json:
-        for answer in answers:
-            typer.echo(json.dumps(answer.as_json(question), ensure_ascii=False))
-        return
-    from rich.console import Console
-
-    from spanqa.cli.show import show_answers, show_question
-
-    console = Console(highlight=False, soft_wrap=True)
-    if asked > 1:
-        show_question(console, question)
-    show_answers(console, answers, documents, calibrated=calibrated)

@@ -1,6 +1,5 @@
 """`spanqa evaluate`: official SQuAD numbers, of a model or of a file of predictions."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -130,7 +129,7 @@ def evaluate(
         if report is not None:
             typer.echo(str(_report(report, reader, examples, outcomes, record, others)), err=True)
     if as_json:
-        typer.echo(json.dumps(record, ensure_ascii=False))
+        typer.echo(options.json_line(record))
     elif predict_only:
         typer.echo(f"{out}: predictions for {len(examples):,} questions")
     else:

@@ -1,6 +1,5 @@
 """`spanqa info`: what is installed, and what auto chooses."""
 
-import json
 import platform
 from typing import Any
 
@@ -68,7 +67,7 @@ def info(
         },
     }
     if as_json:
-        typer.echo(json.dumps(facts, ensure_ascii=False))
+        typer.echo(options.json_line(facts))
     else:
         _show(facts)
 

@@ -1,5 +1,7 @@
 """Options with the same meaning in every command, and the reader that they define."""
 
+import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +72,12 @@ def load_reader(
     return reader.with_settings(windows=windows, answers=answers)
 
 
+def json_line(value: object) -> str:
+    """Return a value as one line of JSON that standard output can write: with escapes where its encoding is not Unicode."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return json.dumps(value, ensure_ascii=not encoding.lower().startswith("utf"))
+
+
 @contextmanager
 def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
     """Show the progress of long work on standard error, if that is a terminal.
@@ -77,7 +85,7 @@ def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
     Otherwise nothing is shown, or, with `lines`, one line for each new note.
     """
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from spanqa.progress import silent
@@ -91,11 +99,13 @@ def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
 
         yield line if lines else silent
         return
-    columns = (*Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task(what, total=None)
+    columns = (*Bar.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(what, total=None, rate="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, description=f"{what} {note}" if note else None)
+            speed = bar.tasks[task].speed
+            rate = "" if speed is None else f"{speed:,.1f}/s"
+            bar.update(task, completed=done, total=total, rate=rate, description=f"{what} {note}" if note else None)
 
         yield update

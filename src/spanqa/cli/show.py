@@ -8,23 +8,35 @@ if TYPE_CHECKING:
 
     from spanqa.answers import Answer
     from spanqa.documents import Document
+    from spanqa.retrieval import Choice
 
 
 def show_answers(
-    console: "Console", answers: "Sequence[Answer]", documents: "Sequence[Document]", *, calibrated: bool
+    answers: "Sequence[Answer]",
+    documents: "Sequence[Document]",
+    choice: "Choice",
+    calibrated: bool,
+    title: str | None = None,
 ) -> None:
-    """Print answers to one question, or that there is none and what comes closest; `passage_index` counts the documents."""
+    """Print answers to one question, or that there is none and what comes closest; `passage_index` counts the documents.
+
+    `title` is printed above, where several questions are asked.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
     kind = "" if calibrated else ", uncalibrated"
+    if title is not None:
+        console.print(f"[bold cyan]{_plain(title)}[/]")
     best = answers[0]
     if not best:
-        certain = "Not" if best.no_answer_probability >= 0.5 else "Probably not"
-        where = "this text" if len(documents) == 1 else "these texts"
-        closest = (
-            f" Closest: {_plain(best.closest.text)} ({percent(best.closest.probability)}):" if best.closest else ""
-        )
-        console.print(f"[bold]{certain} in {where}[/bold] ({percent(best.no_answer_probability)}{kind}).{closest}")
-        if best.closest:
-            _show_sentence(console, best.closest, documents, indent="   ")
+        way = "" if choice.complete else "; use --read-all"
+        closest = best.closest
+        near = f" Closest: {_plain(closest.text)} ({percent(closest.probability)}):" if closest else ""
+        probability = f"({percent(best.no_answer_probability)}{kind})"
+        console.print(f"[bold]{_none(best, documents, choice)}[/bold] {probability}{way}.{near}")
+        if closest:
+            _show_sentence(console, closest, documents, indent="   ")
         return
     for number, answer in enumerate(answers, 1):
         label = f"{number}. " if len(answers) > 1 else ""
@@ -34,9 +46,20 @@ def show_answers(
         console.print("[dim]In order of score; the percentages can have another order.[/dim]")
 
 
-def show_question(console: "Console", question: str) -> None:
-    """Print a question above its answers, where several are asked."""
-    console.print(f"[bold cyan]{_plain(question)}[/]")
+def _none(best: "Answer", documents: "Sequence[Document]", choice: "Choice") -> str:
+    certain = "Not" if best.no_answer_probability >= 0.5 else "Probably not"
+    if not choice.complete:
+        return f"{certain} found in {which_windows(choice)}"
+    return f"{certain} in {'this text' if len(documents) == 1 else 'these texts'}"
+
+
+def which_windows(choice: "Choice") -> str:
+    """Say which windows are read: all of them, or how many of how many."""
+    number = "" if choice.windows_read == 1 else f" {choice.windows_read:,}"
+    if choice.complete:
+        return f"all{number} windows"
+    kind = f"{number} most likely" if choice.matched else f" first{number}"
+    return f"the{kind} of {choice.windows_total:,} windows"
 
 
 def percent(probability: float) -> str:
