@@ -91,7 +91,7 @@ def test_ask_json_has_the_fields_of_an_answer_and_the_question(command: Command)
     lines = command("ask", "When?", HARBOUR, "--json", "--top-k", "3", "--threshold", "-50").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
     text = HARBOUR.read_text("utf-8")
-    names = "question text start end score probability no_answer_probability sentence sentence_start passage_index source closest"
+    names = "question text start end score probability no_answer_probability sentence sentence_start passage_index source closest windows_read windows_total"
     assert [list(answer) for answer in answers] == [names.split()] * 3
     assert all(text[answer["start"] : answer["end"]] == answer["text"] for answer in answers)
     assert [answer["score"] for answer in answers] == sorted((answer["score"] for answer in answers), reverse=True)
