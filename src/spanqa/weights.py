@@ -136,6 +136,8 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise CheckpointError(f"{str(path)!r} is not a regular file. Expected a safetensors file.")
         try:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
             weakref.finalize(self, os.close, self.descriptor)
