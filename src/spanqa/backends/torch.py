@@ -24,12 +24,12 @@ from spanqa.errors import BackendError, CheckpointError, SpanQAError, Unsupporte
 from spanqa.families import FAMILIES
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ALONE = {
-    "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "nystromformer", "reformer", "yoso",
+_UNPADDED = {
+    "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "reformer", "yoso",
 }  # fmt: skip
 """Architectures that read the padding behind a window, masked or not: Fourier transforms, convolutions, pooling, blocks, hashes.
 
-They are run one window at a time, without padding. Found by `test_no_architecture_of_transformers_depends_on_the_windows_beside_it`,
+They get windows of one length at a time, without padding. Found by `test_no_architecture_of_transformers_depends_on_the_windows_beside_it`,
 which runs all that transformers has.
 """
 
@@ -49,7 +49,7 @@ class TorchBackend:
         self.dtype = dtype
         self._model = f"{str(checkpoint.path)!r} ({checkpoint.model_type!r})"
         self._family = checkpoint.model_type in FAMILIES
-        self._alone = checkpoint.model_type in _ALONE
+        self._unpadded = checkpoint.model_type in _UNPADDED
         self.network: Any = network.to(device, _DTYPES[dtype]).eval()
         self.layouts = _layouts(self._family, device, dtype)
         self._lock = Lock()  # the attention function is a setting of the whole network
@@ -61,22 +61,24 @@ class TorchBackend:
         self._sparse_types = [module.attention_type for module in self._sparse]
 
     def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
-        if not self._alone:
+        if not self._unpadded:
             return self._forward(batch, capture)
         if capture is not None:
             capture_positions(
                 batch, capture, self.network.config.num_hidden_layers
             )  # errors name windows of this batch
         start, end = np.zeros(batch.shape, np.float32), np.zeros(batch.shape, np.float32)
-        attention: dict[int, list[Any]] = {}
-        for row in range(batch.shape[0]):
-            length = int(np.count_nonzero(batch.window_index[row] != PADDING))
-            window = Batch(*(getattr(batch, name)[row : row + 1, :length] for name in Batch.__slots__))
-            found = self._forward(window, capture and capture.of([row]))
-            start[row, :length], end[row, :length] = found.start[0], found.end[0]
+        attention: dict[int, dict[int, Any]] = {}
+        lengths = np.count_nonzero(batch.window_index != PADDING, axis=1)
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            same = Batch(*(getattr(batch, name)[rows, :length] for name in Batch.__slots__))
+            found = self._forward(same, capture and capture.of(rows.tolist()))
+            start[rows, :length], end[rows, :length] = found.start, found.end
             for layer, windows in (found.attention or {}).items():
-                attention.setdefault(layer, []).extend(windows)
-        return SpanLogits(start, end, attention if capture is not None else None)
+                attention.setdefault(layer, {}).update(zip(rows.tolist(), windows, strict=True))
+        in_order = {layer: [windows[row] for row in sorted(windows)] for layer, windows in attention.items()}
+        return SpanLogits(start, end, None if capture is None else in_order)
 
     def _forward(self, batch: Batch, capture: Capture | None) -> SpanLogits:
         positions = None
