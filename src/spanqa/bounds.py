@@ -5,6 +5,7 @@ stop a machine.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ class Bound:
             return self.optional
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
+        if not self.whole and isinstance(value, int) and abs(value) > sys.float_info.max:
+            return False  # no float is so large
         return self.least <= value <= self.most
 
     def __str__(self) -> str:
