@@ -232,7 +232,7 @@ def build_network(
     lacking += sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise CheckpointError(
-            f"{where} lacks {len(lacking)} parameters or has them in another shape: {', '.join(lacking[:6])}. "
+            f"{where} lacks {len(lacking)} parameters or has them in another shape: {weights.some(lacking)}. "
             + (
                 "Check that it is an encoder and was saved completely."
                 if new_head
