@@ -191,13 +191,17 @@ def test_json_of_an_unread_passage_has_no_infinity() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "30", None, True, 10**400])
 def test_an_answer_length_that_is_no_count_is_refused(value: Any) -> None:
-    with pytest.raises(InputError, match=rf"max_answer_tokens is '?{str(value)[:50]}.*; expected a whole number from 1 to"):
+    with pytest.raises(
+        InputError, match=rf"max_answer_tokens is '?{str(value)[:50]}.*; expected a whole number from 1 to"
+    ):
         AnswerSettings(max_answer_tokens=value)
 
 
 @pytest.mark.parametrize("value", [math.nan, "high", None, math.inf, True, -(10**400)])
 def test_a_threshold_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(InputError, match=rf"no_answer_threshold is '?{str(value)[:50]}.*; expected a number from -inf to"):
+    with pytest.raises(
+        InputError, match=rf"no_answer_threshold is '?{str(value)[:50]}.*; expected a number from -inf to"
+    ):
         AnswerSettings(no_answer_threshold=value)
 
 

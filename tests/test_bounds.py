@@ -134,7 +134,9 @@ def test_a_number_of_the_config_out_of_its_range_is_refused(
 ) -> None:
     path = tiny_copy("bert") / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
-    with pytest.raises(CheckpointError, match=rf"config.json': {field} is .{{1,63}}; expected a (whole )?number from") as found:
+    with pytest.raises(
+        CheckpointError, match=rf"config.json': {field} is .{{1,63}}; expected a (whole )?number from"
+    ) as found:
         open_checkpoint(path.parent)
     assert str(found.value).isprintable()
 
@@ -182,7 +184,7 @@ def test_a_shard_of_any_name_that_would_be_read_for_ever_is_refused(tiny_copy: C
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "shard"}}))
     os.mkfifo(folder / "shard")
-    with pytest.raises(CheckpointError, match="shard' is not a regular file. Expected a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"shard' is not a regular file. Expected a safetensors file"):
         open_checkpoint(folder)
 
 

@@ -44,7 +44,7 @@ _LAYERS = Bound(1, 1_000)
 _HEADS = Bound(1, 1_024)
 _EPSILON = Bound(1e-30, 0.1, whole=False)
 _TOKENS = Bound(1, 1_000_000_000)
-_THRESHOLD = Bound(-math.inf, 1e9, whole=False)
+_THRESHOLD = Bound(-math.inf, 1_000_000_000, whole=False)
 
 CONFIG: Mapping[str, Bound] = {
     "vocab_size": Bound(1, 10_000_000),
@@ -67,9 +67,10 @@ SETTINGS: Mapping[str, Bound] = {
     "no_answer_threshold": _THRESHOLD,
     "threshold": _THRESHOLD,
     "min_probability": Bound(0, 1, whole=False),
-    "a": Bound(-1e6, 1e6, whole=False),
-    "b": Bound(1e-6, 1e6, whole=False),
-    "temperature": Bound(1e-3, 1e3, whole=False),
+    "most_f1_lost": Bound(0, 100, whole=False),
+    "a": Bound(-1_000_000, 1_000_000, whole=False),
+    "b": Bound(1e-6, 1_000_000, whole=False),
+    "temperature": Bound(1e-3, 1_000, whole=False),
 }
 """Fields of spanqa.json and arguments of the same meaning. A threshold of minus infinity is "always answer"."""
 

@@ -58,9 +58,7 @@ def weight_files(path: Path) -> list[Path]:
         shards = sorted(set(names))
         missing = [shard for shard in shards if not (path / shard).exists()]
         if missing or not shards:
-            raise CheckpointError(
-                f"{str(index)!r} names shards that are not there: {some(missing) or 'none at all'}."
-            )
+            raise CheckpointError(f"{str(index)!r} names shards that are not there: {some(missing) or 'none at all'}.")
         return [path / shard for shard in shards]
     pickled = [name for name in _PICKLED if (path / name).exists()]
     if pickled:

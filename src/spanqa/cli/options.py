@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from spanqa.progress import Progress
     from spanqa.reader import Reader
 
@@ -68,6 +70,14 @@ def load_reader(
     if max_answer_tokens is not None:
         answers = replace(answers, max_answer_tokens=max_answer_tokens)
     return reader.with_settings(windows=windows, answers=answers)
+
+
+def output() -> "Console":
+    """Return the console for results on standard output. In a pipe or a file, lines are as long as they are."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=10_000)
 
 
 @contextmanager
