@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from spanqa.backends import registry
-from spanqa.backends.base import Backend, Graphs
+from spanqa.backends.base import Backend, Graphs, cpu_has_int8
 from spanqa.backends.registry import BACKENDS, choose_backend, load_backend
 from spanqa.batches import PADDING, Batch, Capture, SpanLogits, pack, pad, split_logits
 from spanqa.checkpoint import Checkpoint, find, open_checkpoint
@@ -383,6 +383,21 @@ def test_auto_takes_torch_for_what_only_torch_can_run() -> None:
 def test_auto_takes_what_else_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, *(package for name in BACKENDS for package in NEEDS[name].packages))
     assert choose_backend("bert") == ("numpy", "openvino is not installed")
+
+
+@pytest.mark.parametrize(
+    ("features", "machine", "expected"),
+    [
+        ({"avx2", "avx512_vnni"}, "x86_64", True), ({"avx2", "avx_vnni"}, "AMD64", True), ({"amx_int8"}, "x86_64", True),
+        ({"avx2", "avx512f", "avx512_bf16"}, "x86_64", False), ({"asimddp"}, "aarch64", None), (None, "x86_64", None),
+    ],
+)  # fmt: skip
+def test_int8_pays_on_processors_that_multiply_it(
+    features: set[str] | None, machine: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spanqa.backends.base._cpu_features", lambda: features)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert cpu_has_int8() is expected
 
 
 def test_a_backend_that_does_not_exist_is_met_with_the_closest_name(checkpoint: Checkpoint) -> None:

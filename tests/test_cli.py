@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from typing import Any
 import pytest
 
 from spanqa.backends.registry import BACKENDS
+from spanqa.checkpoint import find
+from spanqa.cli import options
 from spanqa.cli.show import percent
 from spanqa.evaluate import parity
+from spanqa.evaluate.parity import Comparison
+from spanqa.extras import NEEDS
 from spanqa.files import claimed
 from spanqa.squad import read_squad
 
@@ -408,6 +413,54 @@ def test_info_tells_what_is_here_and_what_auto_takes(command: Command) -> None:
     assert facts["settings"]["probability"] == "calibrated"
 
 
+def test_info_shows_every_hint_whole_in_a_pipe_and_says_whether_int8_pays(command: Command) -> None:
+    shown = command("info").stdout
+    lines = shown.splitlines()
+    for name, need in NEEDS.items():
+        if name in BACKENDS:
+            hint = f"pip install 'spanqa[{need.extra}]'" if need.extra else "installed with spanqa"
+            assert any(line.split()[:1] == [name] and line.rstrip().endswith(hint) for line in lines), name
+    assert "…" not in shown
+    said = json.loads(command("info", "--json").stdout)["int8"]
+    assert any(line == f"int8  {said}" for line in lines)
+    assert said.startswith(("pays here", "does not pay here", "may pay here"))
+
+
+def test_info_shows_no_control_characters_of_a_path(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "red\x1b[31m"
+    shutil.copytree(find("spanqa-mini"), folder)
+    shown = command("info", "--model", folder, "--backend", "numpy").stdout
+    assert "\x1b" not in shown and "red\\x1b[31m" in shown
+
+
+def test_the_help_of_backend_names_every_backend() -> None:
+    (option,) = typing.get_args(options.Backend)[1:]
+    assert all(name in option.help for name in BACKENDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ask", QUESTION, HARBOUR, "--threshold", "nan"), "threshold is nan; expected a number from -inf to"),
+        (("ask", QUESTION, HARBOUR, "--threshold", "inf"), "threshold is inf; expected a number from -inf to"),
+        (("evaluate", EXAMPLES / "harbour.json", "--threshold", "nan"), "threshold is nan; expected a number"),
+        (
+            ("quantize", "--data", EXAMPLES / "harbour.json", "--out", "out", "--calibration-questions", "2")
+            + ("--most-f1-lost", "nan"),
+            "most_f1_lost is nan; expected a number from 0 to 100",
+        ),
+    ],
+)
+def test_a_number_that_is_none_is_refused(arguments: tuple[str | Path, ...], message: str, command: Command) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"spanqa: {message}")
+
+
+def test_a_probability_that_is_no_number_is_wrong_usage(command: Command) -> None:
+    assert command("ask", QUESTION, HARBOUR, "--min-probability", "nan").returncode == 2
+
+
 def test_version_and_help_answer(command: Command) -> None:
     import spanqa as package
 
@@ -464,6 +517,20 @@ def test_check_prints_a_table_and_asks_questions_of_its_own(command: Command, mo
     done = command("check")
     assert done.returncode == 0
     assert "same answers" in done.stdout and "ok" in done.stdout
+
+
+def test_check_shows_each_reason_whole_on_a_line_of_its_own(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "no int8 graph [in 'folder']. " + 30 * "Make a copy. "
+    rows = [
+        Comparison("openvino", "int8", ran=False, problem=reason),
+        Comparison("torch", "fp32", ran=True, problem=reason),
+    ]
+    monkeypatch.setattr("spanqa.evaluate.parity.check_backends", lambda *args, **options: iter(rows))
+    done = command("check")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert f"openvino int8  {reason}" in lines and f"torch fp32  {reason}" in lines
+    assert [line.split()[-1] for line in lines[1:3]] == ["run", "failed"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -114,7 +114,10 @@ def test_the_table_of_names_is_that_of_transformers(family: str, transformers: A
         ({"pruned_heads": {"0": [1]}}, r"pruned_heads is {'0': \[1\]}; expected {}"),
         ({"hidden_act": "swish"}, "the activation is 'swish'; expected one of gelu, gelu_fast"),
         ({"num_attention_heads": 5}, "the hidden size 32 is not a multiple of the 5 attention heads"),
-        ({"num_attention_heads": 0}, "the hidden size 32 is not a multiple of the 0 attention heads"),
+        (
+            {"max_position_embeddings": 2, "model_type": "roberta", "pad_token_id": 5},
+            "max_position_embeddings is 2 and positions start at 6, which leaves no position for a token",
+        ),
     ],
 )
 def test_a_setting_that_the_encoder_does_not_have_is_refused_by_name(change: dict[str, Any], message: str) -> None:

@@ -5,7 +5,8 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from safetensors.numpy import load_file, save_file
 from spanqa.batches import Capture, pack
 from spanqa.calibration import Calibration
 from spanqa.checkpoint import open_checkpoint, write_settings
-from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError
+from spanqa.errors import AccuracyLostError, BackendError, CheckpointError, InputError, NotInstalledError, SpanQAWarning
 from spanqa.evaluate.run import Score
 from spanqa.extras import installed
-from spanqa.quantize import quantize
+from spanqa.quantize import measure_speeds, quantize
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
 from spanqa.windows import cut
@@ -41,6 +42,10 @@ def quantized(
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["calibration_questions"] == record["measured_questions"] == 4
+    speeds, auto = record["questions_per_s"], record["auto_dtype"]
+    assert set(speeds) == {"fp32", "int8", auto} and min(speeds.values()) > 0
+    assert record["speedup"] == speeds["int8"] / speeds[auto]
+    assert json.loads((out / "spanqa.json").read_text("utf-8"))["quantization"]["questions_per_s"] == speeds
     return out
 
 
@@ -66,6 +71,39 @@ def test_an_int8_copy_answers_and_says_how_it_was_made(quantized: Path, mini: Re
     assert reader.backend.dtype == "int8"
     auto = Reader.load(quantized).backend.dtype
     assert compiled_in(reader.backend) == {"bf16": "bf16", "fp32": "f32"}[auto], "floats between the integers"
+
+
+@needs_nncf
+@pytest.mark.parametrize(("rate", "slower"), [(40.0, True), (52.0, True), (60.0, False)])
+def test_a_copy_that_is_not_faster_here_is_written_with_a_warning(
+    rate: float, slower: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]
+) -> None:
+    speeds = {"bf16": 50.0, "fp32": 20.0, "int8": rate}
+    monkeypatch.setattr("spanqa.quantize._speeds", lambda folder, examples: ("bf16", speeds))
+    monkeypatch.setattr("spanqa.quantize.score", lambda reader, examples: Score(90.0, None))
+    arguments = (tiny("bert"), read_squad(EXAMPLES / "harbour.json"), tmp_path / "out")
+    message = rf"int8 does not pay on this machine: {rate / 50:.2f} times the speed of bf16, which auto chooses. Use the copy on"
+    with pytest.warns(SpanQAWarning, match=message) if slower else nullcontext():
+        done = quantize(*arguments, data_sha256="", calibration_questions=2)
+    assert (done.questions_per_s, done.auto_dtype, done.speedup) == (speeds, "bf16", rate / 50)
+    assert (tmp_path / "out" / "openvino_int8.xml").exists()
+
+
+def test_speeds_are_those_of_the_same_questions_in_turn() -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    class Listening:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def forward(self, questions: Iterable[Any]) -> Iterator[Any]:
+            asked.append((self.name, [question for question, _ in questions]))
+            return iter(())
+
+    rates = measure_speeds({"a": Listening("a"), "b": Listening("b")}, read_squad(EXAMPLES / "harbour.json"))  # type: ignore[dict-item]
+    assert [name for name, _ in asked] == ["a", "b"] * 6
+    assert all(asked[i][1] == asked[i + 1][1] for i in range(0, 12, 2))
+    assert min(rates.values()) > 0
 
 
 @needs_nncf

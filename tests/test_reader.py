@@ -696,11 +696,11 @@ def test_a_top_k_that_is_no_count_is_refused(mini: Reader, top_k: Any) -> None:
         mini.rank("Who?", PIER, top_k)
 
 
-@pytest.mark.parametrize("threshold", [math.nan, "high"])
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, "high"])
 def test_a_threshold_that_is_no_number_is_refused(mini: Reader, threshold: Any) -> None:
-    with pytest.raises(InputError, match=rf"no_answer_threshold is {threshold!r}; expected a number"):
+    with pytest.raises(InputError, match=rf"threshold is {threshold!r}; expected a number from -inf to"):
         mini.ask("Who?", PIER, threshold=threshold)
-    with pytest.raises(InputError, match=r"no_answer_threshold is"):
+    with pytest.raises(InputError, match=r"threshold is"):
         list(mini.ask_many([("Who?", PIER)], threshold=threshold))
 
 
@@ -779,18 +779,19 @@ def test_null_sections_are_defaults(tiny_copy: Callable[..., Path]) -> None:
             {"windows": {"stride": 128}},
             r"'windows': expected an object with the fields max_question_tokens, .*'stride'",
         ),
-        ({"windows": []}, r"'windows': expected an object with the fields max_question_tokens, .*found \[\]"),
+        ({"windows": []}, r"'windows': expected an object or null, found \[\]"),
+        ({"quantization": [1]}, r"'quantization': expected an object or null, found \[1\]"),
         (
             {"windows": {"max_seq_length": "long"}},
-            "'windows': max_seq_length is 'long'; expected a whole number of tokens",
+            "'windows': max_seq_length is 'long'; expected a whole number from 1 to",
         ),
         (
             {"answers": {"max_answer_tokens": 0}},
-            "'answers': max_answer_tokens is 0; expected a whole number, at least 1",
+            "'answers': max_answer_tokens is 0; expected a whole number from 1 to",
         ),
         ({"answers": {"no_answer_threshold": None}}, "'answers': no_answer_threshold is None; expected a number"),
-        ({"calibration": {"b": -1}}, "'calibration': The calibration .* is not usable"),
-        ({"calibration": {"a": "x"}}, "'calibration': must be real number, not str"),
+        ({"calibration": {"b": -1}}, "'calibration': b is -1; expected a number from "),
+        ({"calibration": {"a": "x"}}, "'calibration': a is 'x'; expected a number from "),
         ({"window": {}}, "has the unknown section 'window'; expected format, windows, answers, calibration"),
     ],
 )
@@ -955,6 +956,6 @@ def test_impossible_wishes_are_refused(mini: Reader) -> None:
         InputError, match=r"no_answer is 'off', so that nothing is below a threshold, but threshold is 2"
     ):
         mini.ask("Who?", PIER, no_answer="off", threshold=2)
-    for value in (-0.1, 1.1, "half"):
+    for value in (-0.1, 1.1, "half", math.nan, True):
         with pytest.raises(InputError, match=r"min_probability is .*; expected a number from 0 to 1"):
             mini.ask("Who?", PIER, min_probability=value)  # type: ignore[arg-type]

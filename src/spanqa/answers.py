@@ -13,13 +13,14 @@ It does not run the model; it is given the logits.
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa import bounds
 from spanqa.batches import WindowLogits
 from spanqa.calibration import Calibration, Probabilities, exponentials, log_sum_exp
 from spanqa.errors import InputError
@@ -36,10 +37,7 @@ class AnswerSettings:
     no_answer_threshold: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_answer_tokens, int) or self.max_answer_tokens < 1:
-            raise InputError(f"max_answer_tokens is {self.max_answer_tokens!r}; expected a whole number, at least 1.")
-        if not isinstance(self.no_answer_threshold, (int, float)) or math.isnan(self.no_answer_threshold):
-            raise InputError(f"no_answer_threshold is {self.no_answer_threshold!r}; expected a number.")
+        bounds.check(self.__slots__, asdict(self))
 
 
 NoAnswer = Literal["auto", "on", "off"]
@@ -50,7 +48,7 @@ def least_score(settings: AnswerSettings, no_answer: NoAnswer = "auto", threshol
     """Return the least score of an answer: `threshold` where given, else what `no_answer` says.
 
     Raises:
-        InputError: there is no such `no_answer`, or a threshold is given though it is off.
+        InputError: there is no such `no_answer`, the threshold is not a number, or one is given though it is off.
     """
     if no_answer not in get_args(NoAnswer):
         raise InputError(f"no_answer is {no_answer!r}; expected one of {', '.join(get_args(NoAnswer))}.")
@@ -61,7 +59,8 @@ def least_score(settings: AnswerSettings, no_answer: NoAnswer = "auto", threshol
             )
         return -math.inf
     if threshold is not None:
-        return replace(settings, no_answer_threshold=threshold).no_answer_threshold
+        bounds.check(("threshold",), {"threshold": threshold})
+        return threshold
     stored = settings.no_answer_threshold
     return 0.0 if no_answer == "on" and stored == -math.inf else stored
 

@@ -9,13 +9,14 @@ M(p) is the margin of a span over "no answer", M* the largest margin. With a = 0
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa import bounds
 from spanqa.errors import InputError
 
 
@@ -32,8 +33,9 @@ class Calibration:
     data_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.a) and 0 < self.b < math.inf and 0 < self.temperature < math.inf):
-            raise InputError(f"The calibration {self} is not usable: a must be finite, b and temperature above 0.")
+        bounds.check(("a", "b", "temperature"), asdict(self))
+        if not isinstance(self.data_sha256, str | None):
+            raise InputError(f"data_sha256 is {bounds.show(self.data_sha256)}; expected a text or null.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ It builds no models: backends do, from `encoder_weights`.
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from spanqa import weights
+from spanqa import bounds, weights
 from spanqa.encoder import EncoderConfig
 from spanqa.errors import CheckpointError, InputError, UnsupportedModelError
-from spanqa.families import FAMILIES, Family, encoder_config
+from spanqa.families import FAMILIES, Family, encoder_config, longest_window
 from spanqa.files import read_object, write_json
 from spanqa.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 from spanqa.tokens import Tokenizer
@@ -72,10 +73,8 @@ class Checkpoint:
     @property
     def max_seq_length(self) -> int:
         """The longest window that the model can read, special tokens counted."""
-        if self.model_type in FAMILIES:
-            return self.encoder.max_seq_length
-        longest = self.config.get("max_position_embeddings")
-        return longest if isinstance(longest, int) and longest > 0 else 512
+        with self._understood():
+            return longest_window(self.config)
 
     @property
     def family(self) -> Family:
@@ -94,14 +93,17 @@ class Checkpoint:
                 f"{_show(self.path)} is a {self.model_type!r} model; this backend runs {', '.join(FAMILIES)}. "
                 "Use backend='torch' (pip install 'spanqa[torch]'), which runs every question-answering model of transformers."
             )
-        try:
+        with self._understood():
             return encoder_config(self.config)
+
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        try:
+            yield
         except KeyError as error:
-            raise CheckpointError(f"{_show(self.path / 'config.json')} lacks {error.args[0]!r}.") from None
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UnsupportedModelError(
-                f"{_show(self.path / 'config.json')}: {error}, which spanqa does not run."
-            ) from None
+            raise CheckpointError(f"{_show(self.path / CONFIG)} lacks {error.args[0]!r}.") from None
+        except (TypeError, ValueError) as error:
+            raise UnsupportedModelError(f"{_show(self.path / CONFIG)}: {error}, which spanqa does not run.") from None
 
     @property
     def weights(self) -> WeightFiles:
@@ -134,11 +136,15 @@ def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
     name = os.fspath(model)
     if not name.strip():
         raise CheckpointError(f"The model's name is empty. {_EXPECTED}")
-    path = Path(__file__).parent / "models" / name if name in BUNDLED else Path(name).expanduser()
     try:
+        path = Path(__file__).parent / "models" / name if name in BUNDLED else Path(name).expanduser()
         is_folder, is_there = path.is_dir(), path.exists()
+    except RuntimeError:
+        raise CheckpointError(f"{name!r} names the home folder of a user that does not exist. {_EXPECTED}") from None
     except OSError as error:
         raise CheckpointError(f"{_show(path)} cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # a null character
+        raise CheckpointError(f"{name!r} cannot be read: {error}.") from None
     if is_folder:
         if revision is not None:
             raise CheckpointError(
@@ -184,22 +190,38 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
         CheckpointError: something is missing, damaged or contradictory; the message says what and where.
     """
     path = find(model, revision)
-    config = read_object(path / CONFIG, "It names the architecture. Is this a model folder?")
-    if not isinstance(config.get("model_type"), str):
-        raise CheckpointError(
-            f'{_show(path / CONFIG)} lacks "model_type", which names the architecture (such as "bert").'
-        )
+    _check_regular(path)
+    config = _read_config(path / CONFIG)
     files = WeightFiles(weight_files(path))
     _LOG.info("opened %s: %s, %d bytes of weights", path, config["model_type"], files.bytes)
     settings = read_settings(path)
     return Checkpoint(path, config, settings, read_tokenizer(path, config), files)
 
 
+def _check_regular(path: Path) -> None:
+    """Refuse what would wait for ever, or give bytes for ever, when it is read: a FIFO, a socket or a device."""
+    for pattern in CHECKPOINT_FILES:
+        for file in path.glob(pattern):
+            if file.exists() and not file.is_file() and not file.is_dir():
+                raise CheckpointError(f"{_show(file)} is a FIFO, a socket or a device; expected a regular file.")
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    config = read_object(file, "It names the architecture. Is this a model folder?")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f'{_show(file)} lacks "model_type", which names the architecture (such as "bert").')
+    try:
+        bounds.check([name for name in bounds.CONFIG if config.get(name) is not None], config, bounds.CONFIG)
+    except InputError as error:
+        raise CheckpointError(f"{_show(file)}: {error}") from None
+    return config
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the sections of a folder's spanqa.json, {} where there is none.
 
     Raises:
-        CheckpointError: it is of another format, or has an unknown section.
+        CheckpointError: it is of another format, or has an unknown section or one that is no object.
     """
     if not (path / SETTINGS).exists():
         return {}
@@ -207,13 +229,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     found = settings.pop("format", None)
     if found != FORMAT:
         raise CheckpointError(
-            f"{_show(path / SETTINGS)} has the format {found!r}; this version reads {FORMAT!r}. Upgrade spanqa."
+            f"{_show(path / SETTINGS)} has the format {bounds.show(found)}; this version reads {FORMAT!r}. Upgrade spanqa."
         )
     unknown = sorted(set(settings) - set(SECTIONS))
     if unknown:
         raise CheckpointError(
             f"{_show(path / SETTINGS)} has the unknown section {unknown[0]!r}; expected {', '.join(('format', *SECTIONS))}."
         )
+    for name, section in settings.items():
+        if not isinstance(section, dict | None):
+            raise CheckpointError(
+                f"{_show(path / SETTINGS)}, {name!r}: expected an object or null, found {bounds.show(section)}."
+            )
     return settings
 
 

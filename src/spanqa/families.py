@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spanqa.bounds import show
 from spanqa.encoder import ACTIVATIONS, EncoderConfig, span_logits, weight_shapes
 
 
@@ -78,6 +79,14 @@ _DISTILBERT_NAMES: Mapping[str, str] = {
 }
 
 
+def _number(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Return a number of the config. It may be missing, or null, if there is a default."""
+    value = config.get(name)
+    if value is None and default is None:
+        raise KeyError(name)
+    return default if value is None else value
+
+
 def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
     """Read a config with BERT's keys. `known` contains the fields that the family has read itself."""
     refused = {
@@ -88,31 +97,31 @@ def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
     }
     for name, accepted in refused.items():
         if config.get(name) not in accepted:
-            raise ValueError(f"{name} is {config[name]!r}; expected {accepted[0]!r}")
+            raise ValueError(f"{name} is {show(config[name])}; expected {accepted[0]!r}")
     keys = {
         "hidden_size": "hidden_size",
         "layers": "num_hidden_layers",
         "heads": "num_attention_heads",
         "intermediate_size": "intermediate_size",
     }
-    numbers = {field: int(known.pop(field) if field in known else config[key]) for field, key in keys.items()}
+    numbers = {field: known.pop(field) if field in known else _number(config, key) for field, key in keys.items()}
     activation = known.pop("activation", config.get("hidden_act", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"the activation is {activation!r}; expected one of {', '.join(sorted(ACTIVATIONS))}")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is {show(activation)}; expected one of {', '.join(sorted(ACTIVATIONS))}")
     hidden, heads = numbers["hidden_size"], numbers["heads"]
-    if heads < 1 or hidden % heads:
+    if hidden % heads:
         raise ValueError(f"the hidden size {hidden} is not a multiple of the {heads} attention heads")
     offset = known.pop("position_offset", 0)
-    eps = float(known.pop("layer_norm_eps", config.get("layer_norm_eps", 1e-12)))
-    token_types = int(known.pop("token_types", config.get("type_vocab_size", 2)))
-    embedding_size = int(known.pop("embedding_size", hidden))
+    eps = float(known.pop("layer_norm_eps", _number(config, "layer_norm_eps", 1e-12)))
+    token_types = known.pop("token_types", _number(config, "type_vocab_size", 2))
+    embedding_size = known.pop("embedding_size", hidden)
     assert not known, known
     return EncoderConfig(
         model_type=config["model_type"],
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=_number(config, "vocab_size"),
         activation=ACTIVATIONS[activation],
         layer_norm_eps=eps,
-        max_seq_length=int(config["max_position_embeddings"]) - offset,
+        max_seq_length=_positions_left(_number(config, "max_position_embeddings"), offset),
         position_offset=offset,
         token_types=token_types,
         embedding_size=embedding_size,
@@ -120,21 +129,34 @@ def _config(config: Mapping[str, Any], **known: Any) -> EncoderConfig:
     )
 
 
+def _positions_left(positions: int, offset: int) -> int:
+    if positions <= offset:
+        raise ValueError(
+            f"max_position_embeddings is {positions} and positions start at {offset}, which leaves no position for a token"
+        )
+    return positions - offset
+
+
+def _after_padding(config: Mapping[str, Any]) -> int:
+    """Return the position of the first token in models that number tokens from the padding id + 1 on."""
+    return int(_number(config, "pad_token_id", 1)) + 1
+
+
 def _roberta(config: Mapping[str, Any]) -> EncoderConfig:
-    return _config(config, position_offset=int(config.get("pad_token_id", 1)) + 1)
+    return _config(config, position_offset=_after_padding(config))
 
 
 def _electra(config: Mapping[str, Any]) -> EncoderConfig:
-    return _config(config, embedding_size=config.get("embedding_size", config["hidden_size"]))
+    return _config(config, embedding_size=_number(config, "embedding_size", _number(config, "hidden_size")))
 
 
 def _distilbert(config: Mapping[str, Any]) -> EncoderConfig:
     return _config(
         config,
-        hidden_size=config["dim"],
-        layers=config["n_layers"],
-        heads=config["n_heads"],
-        intermediate_size=config["hidden_dim"],
+        hidden_size=_number(config, "dim"),
+        layers=_number(config, "n_layers"),
+        heads=_number(config, "n_heads"),
+        intermediate_size=_number(config, "hidden_dim"),
         activation=config.get("activation", "gelu"),
         layer_norm_eps=1e-12,
         token_types=0,
@@ -150,6 +172,28 @@ FAMILIES: Mapping[str, Family] = {
     "distilbert": Family("distilbert.", _DISTILBERT_NAMES, _distilbert),
 }
 """`model_type` of config.json -> its family."""
+
+
+_POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions", "max_seq_len")
+_POSITIONS_AFTER_PADDING = {
+    "data2vec-text", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta-prelayernorm",
+    "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+"""Beside RoBERTa and its like. `test_every_architecture_of_transformers_reads_its_longest_window` runs all that transformers has."""
+
+
+def longest_window(config: Mapping[str, Any]) -> int:
+    """Return the longest window that a model of any architecture can read, by its config.json; special tokens counted.
+
+    512 where the config has no limit: such models know the distances between tokens only.
+
+    Raises:
+        KeyError, ValueError: as `encoder_config`; the limit leaves no position for a token.
+    """
+    if config["model_type"] in FAMILIES:
+        return encoder_config(config).max_seq_length
+    positions = next((config[name] for name in _POSITIONS if config.get(name)), 512)
+    return _positions_left(positions, _after_padding(config) if config["model_type"] in _POSITIONS_AFTER_PADDING else 0)
 
 
 def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:

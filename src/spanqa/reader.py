@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
+from spanqa import bounds
 from spanqa.answers import Answer, AnswerSettings, NoAnswer, Ranking, least_score, rank_spans
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
@@ -312,8 +313,7 @@ class Reader:
 
     def _least(self, threshold: float | None, no_answer: NoAnswer, min_probability: float) -> tuple[float, float]:
         """The least score and the least probability of an answer."""
-        if not (isinstance(min_probability, (int, float)) and 0 <= min_probability <= 1):
-            raise InputError(f"min_probability is {min_probability!r}; expected a number from 0 to 1.")
+        bounds.check(("min_probability",), {"min_probability": min_probability})
         return least_score(self.answers, no_answer, threshold), min_probability
 
 

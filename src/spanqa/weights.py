@@ -58,9 +58,7 @@ def weight_files(path: Path) -> list[Path]:
         shards = sorted(set(names))
         missing = [shard for shard in shards if not (path / shard).exists()]
         if missing or not shards:
-            raise CheckpointError(
-                f"{str(index)!r} names shards that are not there: {', '.join(missing) or 'none at all'}."
-            )
+            raise CheckpointError(f"{str(index)!r} names shards that are not there: {some(missing) or 'none at all'}.")
         return [path / shard for shard in shards]
     pickled = [name for name in _PICKLED if (path / name).exists()]
     if pickled:
@@ -108,7 +106,7 @@ class WeightFiles:
         array: NDArray[Any] = file.tensors.get_tensor(name)
         if self.dtypes[name] in _FLOATS and not _all_finite(array, self.dtypes[name]):
             raise CheckpointError(
-                f"{name} in {str(file.path)!r} holds NaN or infinity. The training diverged or the file is damaged."
+                f"{some([name])} in {str(file.path)!r} holds NaN or infinity. The training diverged or the file is damaged."
             )
         return array
 
@@ -136,6 +134,8 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # a FIFO would wait for ever
+            raise CheckpointError(f"{str(path)!r} is not a regular file. Expected a safetensors file.")
         try:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
             weakref.finalize(self, os.close, self.descriptor)
@@ -190,7 +190,7 @@ def verify(files: WeightFiles, config: EncoderConfig, where: str) -> tuple[dict[
         if dtype not in _FLOATS and not name.endswith("position_ids")
     ]
     problems = [
-        f"{label} {len(names)} parameter{'s' * (len(names) > 1)}: {_some(names)}"
+        f"{label} {len(names)} parameter{'s' * (len(names) > 1)}: {some(names)}"
         for label, names in (
             ("lacks", missing),
             ("has unexpectedly", unexpected),
@@ -209,7 +209,7 @@ def verify(files: WeightFiles, config: EncoderConfig, where: str) -> tuple[dict[
     ]
     if wrong:
         raise CheckpointError(
-            f"{where} has parameters of another shape than config.json asks for: {_some(wrong, '; ')}."
+            f"{where} has parameters of another shape than config.json asks for: {some(wrong, '; ')}."
         )
     return {name: current[foreign] for name, foreign in wanted.items()}, sorted(current[name] for name in ignored)
 
@@ -248,8 +248,9 @@ def _is_ignored(name: str, family: Family) -> bool:
     return name.startswith((*_IGNORED, f"{family.prefix}pooler.")) or name.endswith("embeddings.position_ids")
 
 
-def _some(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
-    names = list(names)
+def some(names: Iterable[str], separator: str = ", ", most: int = 6) -> str:
+    """Return the first names of a list for a message, control characters escaped, and how many more there are."""
+    names = [name if name.isprintable() else repr(name) for name in names]
     rest = len(names) - most
     return separator.join(names[:most]) + (f"{separator}and {rest} more" if rest > 0 else "")
 

@@ -8,9 +8,10 @@ second sequence with a stride.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 
+from spanqa import bounds
 from spanqa.errors import InputError, QuestionTooLongError
 from spanqa.tokens import Passage, Template, Tokenizer, Tokens
 
@@ -32,12 +33,7 @@ class WindowSettings:
     max_question_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("max_seq_length", 1), ("overlap", 0), ("max_question_tokens", 1)):
-            value = getattr(self, name)
-            if value is None and name != "max_seq_length":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"{name} is {value!r}; expected a whole number of tokens, at least {least}.")
+        bounds.check(self.__slots__, asdict(self))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

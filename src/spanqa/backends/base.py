@@ -4,6 +4,7 @@ Each backend manages its own device, precision, compilation and shape buckets. `
 chooses one.
 """
 
+import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
@@ -147,5 +148,18 @@ def bucket_shape(rows: int, cols: int) -> tuple[int, int]:
 
 def cpu_has_bf16() -> bool:
     """Return whether this processor multiplies bfloat16 natively. This is known on x86 Linux only; elsewhere it returns False."""
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_features() or ())
+
+
+def cpu_has_int8() -> bool | None:
+    """Return whether this processor multiplies 8-bit integers natively: VNNI or AMX. None where that is not known, as on ARM."""
+    features = _cpu_features()
+    if features is None or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    return not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(features)
+
+
+def _cpu_features() -> set[str] | None:
+    """Return what Linux calls the features of the processor. None on other systems."""
     described = Path("/proc/cpuinfo")
-    return described.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(described.read_text().split())
+    return set(described.read_text().split()) if described.exists() else None

@@ -5,6 +5,9 @@ transformers has a question-answering head (DeBERTa, ModernBERT, ...), one windo
 """
 
 import inspect
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -17,10 +20,18 @@ from spanqa.backends import torch_attention
 from spanqa.backends.base import BATCH_TOKENS, capture_positions, split_attention
 from spanqa.batches import PADDING, Batch, BatchLayout, Capture, SpanLogits
 from spanqa.checkpoint import Checkpoint
-from spanqa.errors import BackendError, CheckpointError, UnsupportedModelError
+from spanqa.errors import BackendError, CheckpointError, SpanQAError, UnsupportedModelError
 from spanqa.families import FAMILIES
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_UNPADDED = {
+    "big_bird", "bigbird_pegasus", "canine", "convbert", "fnet", "funnel", "mobilebert", "nystromformer", "reformer", "yoso",
+}  # fmt: skip
+"""Architectures that read the padding behind a window, masked or not: Fourier transforms, convolutions, pooling, blocks, hashes.
+
+They get windows of one length at a time, without padding. Found by `test_no_architecture_of_transformers_depends_on_the_windows_beside_it`,
+which runs all that transformers has.
+"""
 
 
 class TorchBackend:
@@ -36,20 +47,47 @@ class TorchBackend:
     def __init__(self, network: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device
         self.dtype = dtype
+        self._model = f"{str(checkpoint.path)!r} ({checkpoint.model_type!r})"
         self._family = checkpoint.model_type in FAMILIES
+        self._unpadded = checkpoint.model_type in _UNPADDED
         self.network: Any = network.to(device, _DTYPES[dtype]).eval()
         self.layouts = _layouts(self._family, device, dtype)
         self._lock = Lock()  # the attention function is a setting of the whole network
         self._usual = self.network.config._attn_implementation
         self._parameters = set(inspect.signature(network.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
+        self._padding = max(0, getattr(self.network.config, "pad_token_id", None) or 0)  # mBART asks where it begins
+        self._sparse = [module for module in self.network.modules() if hasattr(module, "set_attention_type")]
+        self._sparse_types = [module.attention_type for module in self._sparse]
 
     def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        if not self._unpadded:
+            return self._forward(batch, capture)
+        if capture is not None:
+            capture_positions(
+                batch, capture, self.network.config.num_hidden_layers
+            )  # errors name windows of this batch
+        start, end = np.zeros(batch.shape, np.float32), np.zeros(batch.shape, np.float32)
+        attention: dict[int, dict[int, Any]] = {}
+        lengths = np.count_nonzero(batch.window_index != PADDING, axis=1)
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            same = Batch(*(getattr(batch, name)[rows, :length] for name in Batch.__slots__))
+            found = self._forward(same, capture and capture.of(rows.tolist()))
+            start[rows, :length], end[rows, :length] = found.start, found.end
+            for layer, windows in (found.attention or {}).items():
+                attention.setdefault(layer, {}).update(zip(rows.tolist(), windows, strict=True))
+        in_order = {layer: [windows[row] for row in sorted(windows)] for layer, windows in attention.items()}
+        return SpanLogits(start, end, None if capture is None else in_order)
+
+    def _forward(self, batch: Batch, capture: Capture | None) -> SpanLogits:
         positions = None
         if capture is not None:
             positions = capture_positions(batch, capture, self.network.config.num_hidden_layers)
         flat = positions is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), self._one_error(batch):
+            for module, kind in zip(self._sparse, self._sparse_types, strict=True):
+                module.set_attention_type(kind)  # BigBird changes it for good at the first short window
             if positions is not None:
                 self._use("eager")  # the others silently return no attention
                 output = self.network(**self.inputs(batch), output_attentions=True)
@@ -70,6 +108,21 @@ class TorchBackend:
             attention = split_attention(batch, capture, picked)
         return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), attention)
 
+    @contextmanager
+    def _one_error(self, batch: Batch) -> Iterator[None]:
+        """Turn whatever the model raises into one error that names it."""
+        try:
+            yield
+        except SpanQAError:
+            raise
+        except Exception as error:
+            rows, cols = batch.shape
+            raise BackendError(
+                f"{self._model} failed on {rows} x {cols} tokens in transformers {transformers.__version__}: "
+                f"{type(error).__name__}: {_one_line(error)}. Try shorter windows (max_seq_length) or a free device. If that does "
+                "not help, this model cannot answer questions from a text alone: choose another one."
+            ) from error
+
     def _use(self, attention: str) -> None:
         if self.network.config._attn_implementation != attention:
             self.network.set_attn_implementation(attention)
@@ -84,7 +137,8 @@ class TorchBackend:
         def tensor(array: Any) -> torch.Tensor:
             return torch.from_numpy(array).to(self.device, torch.long)
 
-        arguments = {"input_ids": tensor(batch.input_ids)}
+        index = tensor(batch.window_index)
+        arguments = {"input_ids": tensor(batch.input_ids).masked_fill_(index == PADDING, self._padding)}
         if "token_type_ids" in self._parameters:
             arguments["token_type_ids"] = tensor(batch.token_type_ids)
         packed = batch.window_index.max(initial=0) > 0
@@ -94,7 +148,6 @@ class TorchBackend:
             )
         if self._family:
             arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
-        index = tensor(batch.window_index)
         if self.network.config._attn_implementation == torch_attention.NAME:
             return arguments  # it gets the lengths of the windows instead of a mask
         if packed:
@@ -119,6 +172,12 @@ def _layouts(family: bool, device: str, dtype: str) -> tuple[BatchLayout, ...]:
 def _window_lengths(batch: Batch) -> list[int]:
     """Return the lengths of the windows of a single row without padding, in order."""
     return [int(length) for length in np.bincount(batch.window_index[0])]
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first line of an error's message, without control characters."""
+    lines = str(error).strip().splitlines() or ["without a message"]
+    return "".join(character if character.isprintable() else " " for character in lines[0])[:300].rstrip(".")
 
 
 def _numpy(tensor: torch.Tensor) -> Any:
@@ -148,6 +207,7 @@ def build_network(
     try:
         config = transformers.CONFIG_MAPPING[checkpoint.model_type].from_dict({**checkpoint.config, **changes})
         kind = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+        _check_size(kind, config, files, where)
         network, report = kind.from_pretrained(
             None,
             config=config,
@@ -156,9 +216,12 @@ def build_network(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed in the report, like missing ones
         )
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers can fail in many ways on a config that it does not know
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for question answering: {error}"
+            f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for question answering: "
+            f"{_one_line(error)}. Check config.json, or update transformers."
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -169,7 +232,7 @@ def build_network(
     lacking += sorted(map(str, report["mismatched_keys"]))
     if lacking:
         raise CheckpointError(
-            f"{where} lacks {len(lacking)} parameters or has them in another shape: {', '.join(lacking[:6])}. "
+            f"{where} lacks {len(lacking)} parameters or has them in another shape: {weights.some(lacking)}. "
             + (
                 "Check that it is an encoder and was saved completely."
                 if new_head
@@ -177,6 +240,23 @@ def build_network(
             )
         )
     return network, not missing
+
+
+def _check_size(kind: Any, config: Any, files: weights.WeightFiles, where: str) -> None:
+    """Compare the size of the model that config.json describes with that of the stored one, before memory is taken for it."""
+    layers, stored = getattr(config, "num_hidden_layers", 0), sum(map(math.prod, files.shapes.values()))
+    if isinstance(layers, int) and layers > max(len(files.shapes), 1):
+        raise CheckpointError(
+            f"{where} has {layers:,} layers by config.json, but only {len(files.shapes):,} parameters are stored. Weights and "
+            "config.json do not fit together; was the model saved whole?"
+        )
+    with torch.device("meta"):
+        asked = sum(parameter.numel() for parameter in kind(config).parameters())
+    if asked > 2 * stored + 10_000_000:  # a parameter that two layers share is stored once; a head may be new
+        raise CheckpointError(
+            f"{where} has {asked:,} numbers by config.json, but only {stored:,} are stored. Weights and config.json do not fit "
+            "together; was the model saved whole?"
+        )
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -49,20 +49,22 @@ def check(
 
 
 def _show(rows: "list[Comparison]") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     columns = ("backend", "dtype", "logits ±", "probability ±", "same answers", "F1", "questions/s", "")
     table = Table(*columns, box=None, padding=(0, 1))
     for row in rows:
+        numbers = ("", "", "", "", "")
+        mark = "[red]failed[/red]" if row.ran else "[dim]not run[/dim]"
         if row.logits is not None:
-            mark = f"[red]{row.problem}[/red]" if row.problem else "[green]ok[/green]"
             numbers = (
                 f"{row.logits:.1e}", f"{row.probability:.1e}", f"{row.answers:.1%}", f"{row.f1:.2f}", f"{row.questions_per_s:.1f}",
             )  # fmt: skip
-        else:
-            style = "red" if row.ran else "dim"
-            mark, numbers = f"[{style}]{escape(row.problem or '')}[/{style}]", ("", "", "", "", "")
+            mark = "[red]differs[/red]" if row.problem else "[green]ok[/green]"
         table.add_row(row.backend, row.dtype, *numbers, mark)
-    Console(highlight=False).print(table)
+    console = options.output()
+    console.print(table)
+    for row in rows:
+        if row.problem:
+            console.print(f"\n[bold]{row.backend} {row.dtype}[/bold]  {escape(row.problem)}")

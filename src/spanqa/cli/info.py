@@ -7,6 +7,13 @@ import typer
 
 from spanqa.cli import options
 
+_INT8 = {
+    True: "pays here as a rule: this processor multiplies 8-bit integers natively. `spanqa quantize` measures it.",
+    False: "does not pay here: this processor has neither VNNI nor AMX, so that floats are faster.",
+    None: "may pay here: `spanqa quantize` measures it.",
+}
+"""Whether an int8 copy is faster, by what is known of the processor."""
+
 
 def info(
     model: options.Model = "spanqa-mini",
@@ -19,6 +26,7 @@ def info(
 ) -> None:
     """Show the installed backends, the model and its settings, and which backend would be used and why."""
     from spanqa import __version__
+    from spanqa.backends.base import cpu_has_int8
     from spanqa.backends.registry import BACKENDS
     from spanqa.extras import NEEDS, package_version
 
@@ -59,6 +67,7 @@ def info(
             }
             for each in BACKENDS.values()
         },
+        "int8": _INT8[cpu_has_int8()],
         "would use": {
             "backend": reader.backend.name,
             "device": reader.backend.device,
@@ -73,20 +82,23 @@ def info(
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = options.output()
     console.print(f"spanqa {facts['spanqa']}, Python {facts['python']}, {facts['machine']}\n")
     for name in ("model", "settings"):
         grid = Table.grid("", Column(overflow="fold"), padding=(0, 2))
         for key, value in facts[name].items():
-            grid.add_row(f"  {key}", escape(str(value)))
+            grid.add_row(f"  {key}", escape(_printable(str(value))))
         console.print(f"[bold]{name}[/bold]")
         console.print(grid)
         console.print()
-    table = Table("backend", "installed", "devices", "dtypes", "how to install", box=None, padding=(0, 2))
+    columns = [
+        Column(title, overflow="fold") for title in ("backend", "installed", "devices", "dtypes", "how to install")
+    ]
+    columns[0].no_wrap = columns[-1].no_wrap = True
+    table = Table(*columns, box=None, padding=(0, 1))
     for name, each in facts["backends"].items():
         there = ", ".join(f"{package} {number}" for package, number in each["versions"].items()) or "yes"
         cells = (", ".join(each[key]) for key in ("devices", "dtypes"))
@@ -94,5 +106,11 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(table)
     everything = facts["backends"]["torch"]["architectures"]
     console.print(f"\n[bold]architectures[/bold]  {facts['backends']['numpy']['architectures']}; torch: {everything}")
+    console.print(f"\n[bold]int8[/bold]  {facts['int8']}")
     use = facts["would use"]
     console.print(f"\nUses [bold]{use['backend']}[/bold] on {use['device']} in {use['dtype']}: {use['because']}.")
+
+
+def _printable(text: str) -> str:
+    """Return a text for one line of a terminal: a path may hold control characters."""
+    return text if text.isprintable() else repr(text)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from spanqa.progress import Progress
     from spanqa.reader import Reader
 
@@ -76,6 +78,14 @@ def json_line(value: object) -> str:
     """Return a value as one line of JSON that standard output can write: with escapes where its encoding is not Unicode."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return json.dumps(value, ensure_ascii=not encoding.lower().startswith("utf"))
+
+
+def output() -> "Console":
+    """Return the console for results on standard output. In a pipe or a file, lines are as long as they are."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=10_000)
 
 
 @contextmanager

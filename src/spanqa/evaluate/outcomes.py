@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.answers import margins
+from spanqa.answers import least_score, margins
 from spanqa.batches import WindowLogits
 from spanqa.calibration import log_sum_exp
 from spanqa.errors import DatasetError, InputError
@@ -141,7 +141,7 @@ def collect(
     Raises:
         InputError: a question cannot be read; the message starts with its id.
     """
-    least = reader.answers.no_answer_threshold if threshold is None else threshold
+    least = least_score(reader.answers, threshold=threshold)
     for done, (example, reading) in enumerate(_read(reader, examples), 1):
         yield example, reading, _outcome(reader, example, reading, least, temperatures)
         progress(done, len(examples))

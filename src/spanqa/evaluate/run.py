@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spanqa.answers import least_score
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.metrics import Missing, averages, best_threshold, score_squad, summarize
 from spanqa.evaluate.official import Decision, OfficialSettings, Rule, official_answer
@@ -69,7 +70,7 @@ def evaluate(
         raise DatasetError("There is no question to evaluate. Give at least one.")
     rule = rule or ("squad_v1" if all(example.answers for example in examples) else "squad_v2")
     official = official or OfficialSettings(max_answer_tokens=reader.answers.max_answer_tokens)
-    threshold = reader.answers.no_answer_threshold if threshold is None else threshold
+    threshold = least_score(reader.answers, threshold=threshold)
     settings = {
         **describe_run(reader_packages(reader)),
         **describe_reader(reader),
