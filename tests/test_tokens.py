@@ -2,14 +2,16 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 
 from spanqa import tokens as tokens_module
 from spanqa.batches import pad
@@ -36,23 +38,38 @@ def theirs(tiny: Callable[..., Path]) -> Callable[[str], tokenizers.Tokenizer]:
     def tokenizer(name: str) -> tokenizers.Tokenizer:
         made[name].no_truncation()
         made[name].no_padding()
+        made[name].encode_special_tokens = True
         return made[name]
 
     return tokenizer
 
 
+def types_no_special_word(name: str, text: str) -> bool:
+    """Whether the library alone reads a text as text: a Unigram model finds special tokens in its own vocabulary."""
+    special = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
+    return name != "xlm-roberta" or not any(token in unicodedata.normalize("NFKC", text) for token in special)
+
+
+def whole_characters(text: str, start: int, end: int) -> tuple[int, int]:
+    """Widen a range to the grapheme clusters of the text, found from its beginning; CR LF counts as two."""
+    bounds = [0, *(cluster.end() for cluster in regex.finditer(r"\X", text.replace("\r\n", "\n\n")))]
+    return max(bound for bound in bounds if bound <= start), min(bound for bound in bounds if bound >= end)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(text=nasty_texts())
-def test_offsets_are_those_of_the_tokenizer_without_white_space_around(
+def test_offsets_are_those_of_the_tokenizer_without_white_space_around_and_with_whole_characters(
     ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, text: str
 ) -> None:
+    assume(types_no_special_word(name, text))
     tokens = ours(name).encode(text)
     encoding = theirs(name).encode(text, add_special_tokens=False)
     assert tokens.ids.dtype == tokens.offsets.dtype == np.int32
     assert tokens.ids.tolist() == encoding.ids
-    for (start, end), (raw_start, raw_end) in zip(tokens.offsets.tolist(), encoding.offsets, strict=True):
-        assert text[start:end] == text[raw_start:raw_end].strip()
-        assert raw_start <= start <= end <= raw_end <= len(text)
+    for found, (raw_start, raw_end) in zip(tokens.offsets.tolist(), encoding.offsets, strict=True):
+        raw = text[raw_start:raw_end]
+        start = raw_start + len(raw) - len(raw.lstrip())
+        assert tuple(found) == whole_characters(text, start, start + len(raw.strip()))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -71,6 +88,7 @@ def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
     question: str,
     passage: str,
 ) -> None:
+    assume(types_no_special_word(name, question) and types_no_special_word(name, passage))
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     pair = theirs(name).encode(question, passage)
@@ -92,6 +110,7 @@ def test_windows_of_a_long_passage_are_the_overflowing_ones_of_pair_encoding(
     question: str,
     passage: str,
 ) -> None:
+    assume(types_no_special_word(name, question) and types_no_special_word(name, passage))
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     room, overlap = 11, 4

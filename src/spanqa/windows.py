@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spanqa.errors import InputError, QuestionTooLongError
-from spanqa.tokens import Passage, Template, Tokenizer, Tokens
+from spanqa.template import Template
+from spanqa.tokens import Passage, Tokenizer, Tokens
 
 
 @dataclass(frozen=True, slots=True)
