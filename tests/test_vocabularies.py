@@ -288,7 +288,7 @@ def test_a_sentencepiece_file_that_is_not_there_for_camembert_or_lacks_its_marks
         read_tokenizer(tmp_path, {"model_type": "camembert"})
     (tmp_path / "sentencepiece.bpe.model").unlink()
     (tmp_path / "sentencepiece.bpe.model").mkdir()
-    with pytest.raises(CheckpointError, match="sentencepiece.bpe.model' cannot be read: Is a directory"):
+    with pytest.raises(CheckpointError, match=r"sentencepiece.bpe.model' cannot be read: Is a directory"):
         read_tokenizer(tmp_path, {"model_type": "camembert"})
 
 

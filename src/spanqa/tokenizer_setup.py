@@ -52,7 +52,8 @@ def set_up(tokenizer: tokenizers.Tokenizer) -> tuple[tokenizers.Tokenizer, Templ
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # it is no part of the file
         template = read_template(tokenizer)
-        tokenizer.encode_batch([_PROBE, *_RARE])
+        for text in (_PROBE, *_RARE):
+            tokenizer.encode(text)
         tokenizer = _without_special_words(tokenizer)
         _cover_probe(tokenizer)
     return tokenizer, template
@@ -69,15 +70,14 @@ def _without_special_words(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokeni
     A Unigram model, for one, takes each special token for a word of its vocabulary.
     """
     special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    typed = tokenizer.encode_batch(list(special), add_special_tokens=False)
-    found = {content for (content, i), encoding in zip(special.items(), typed, strict=True) if i in encoding.ids}
+    found = {content for content, i in special.items() if i in tokenizer.encode(content, add_special_tokens=False).ids}
+    found -= {getattr(tokenizer.model, "unk_token", None)}  # it stands for the characters of its own name
     if not found:
         return tokenizer
     state = json.loads(tokenizer.to_str())
     model = state["model"]
     words = model["vocab"]
     if isinstance(words, dict):
-        found -= {model.get("unk_token")}  # it was found as the token for unknown words, and keeps its name
         model["vocab"] = {unwritable(word) if word in found else word: i for word, i in words.items()}
     else:
         model["vocab"] = [[unwritable(word) if word in found else word, score] for word, score in words]
