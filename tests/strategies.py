@@ -1,5 +1,6 @@
 """Hypothesis strategies, named by what they make."""
 
+import random
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,27 @@ FRAGMENTS = [
 ]  # fmt: skip
 """Pieces of text that tokenizers are known to stumble over: accents, combining marks, CJK, emoji, controls, white space
 of every kind, right-to-left, zero width, special tokens spelled out, and very long words."""
+
+
+_BLOCKS = [
+    (0x20, 0x7F), (0xA0, 0x250), (0x2B0, 0x370), (0x370, 0x530), (0x530, 0x780), (0x900, 0xE00), (0xE00, 0x1000),
+    (0x1000, 0x1200), (0x1200, 0x1800), (0x1E00, 0x2000), (0x2000, 0x2400), (0x2460, 0x2C00), (0x3000, 0x3100),
+    (0x3100, 0x3400), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xF900, 0xFFFE), (0x10000, 0x13000), (0x1D400, 0x1D800),
+    (0x1F000, 0x1FB00), (0x20000, 0x2A6E0),
+]  # fmt: skip
+
+
+def seeded_texts(count: int, seed: int = 0) -> list[str]:
+    """Texts of nasty fragments and of the characters of all scripts, the same for a seed."""
+    draw = random.Random(seed)
+
+    def piece() -> str:
+        if draw.random() < 0.5:
+            return draw.choice(FRAGMENTS)
+        letters = range(*draw.choice(_BLOCKS))
+        return "".join(map(chr, draw.choices(letters, k=draw.randrange(1, 6)))) + draw.choice(["", " "])
+
+    return ["".join(piece() for _ in range(draw.randrange(1, 9))) for _ in range(count)]
 
 
 def nasty_texts(most: int = 25) -> st.SearchStrategy[str]:

@@ -1,23 +1,34 @@
+import json
 import os
+import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import regex
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 
+import tiny as tiny_checkpoints
 from spanqa import tokens as tokens_module
 from spanqa.batches import pad
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import CheckpointError, InputError
-from spanqa.tokens import Passage, Template, Tokenizer
+from spanqa.reader import Reader
+from spanqa.template import Template
+from spanqa.tokenizer_files import read_tokenizer
+from spanqa.tokenizer_setup import unwritable
+from spanqa.tokens import Passage, Tokenizer
 from spanqa.windows import WindowSettings, make_windows
-from strategies import nasty_passages, nasty_texts, questions
+from strategies import FRAGMENTS, nasty_passages, nasty_texts, questions
 
 TOKENIZERS = ["bert", "roberta", "xlm-roberta", "spanqa-mini"]
 
@@ -36,23 +47,38 @@ def theirs(tiny: Callable[..., Path]) -> Callable[[str], tokenizers.Tokenizer]:
     def tokenizer(name: str) -> tokenizers.Tokenizer:
         made[name].no_truncation()
         made[name].no_padding()
+        made[name].encode_special_tokens = True
         return made[name]
 
     return tokenizer
 
 
+def types_no_special_word(name: str, text: str) -> bool:
+    """Whether the library alone reads a text as text: a Unigram model finds special tokens in its own vocabulary."""
+    special = ("<s>", "</s>", "<pad>", "<unk>", "<mask>")
+    return name != "xlm-roberta" or not any(token in unicodedata.normalize("NFKC", text) for token in special)
+
+
+def whole_characters(text: str, start: int, end: int) -> tuple[int, int]:
+    """Widen a range to the grapheme clusters of the text, found from its beginning; CR LF counts as two."""
+    bounds = [0, *(cluster.end() for cluster in regex.finditer(r"\X", text.replace("\r\n", "\n\n")))]
+    return max(bound for bound in bounds if bound <= start), min(bound for bound in bounds if bound >= end)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(text=nasty_texts())
-def test_offsets_are_those_of_the_tokenizer_without_white_space_around(
+def test_offsets_are_those_of_the_tokenizer_without_white_space_around_and_with_whole_characters(
     ours: Callable[[str], Tokenizer], theirs: Callable[[str], tokenizers.Tokenizer], name: str, text: str
 ) -> None:
+    assume(types_no_special_word(name, text))
     tokens = ours(name).encode(text)
     encoding = theirs(name).encode(text, add_special_tokens=False)
     assert tokens.ids.dtype == tokens.offsets.dtype == np.int32
     assert tokens.ids.tolist() == encoding.ids
-    for (start, end), (raw_start, raw_end) in zip(tokens.offsets.tolist(), encoding.offsets, strict=True):
-        assert text[start:end] == text[raw_start:raw_end].strip()
-        assert raw_start <= start <= end <= raw_end <= len(text)
+    for found, (raw_start, raw_end) in zip(tokens.offsets.tolist(), encoding.offsets, strict=True):
+        raw = text[raw_start:raw_end]
+        start = raw_start + len(raw) - len(raw.lstrip())
+        assert tuple(found) == whole_characters(text, start, start + len(raw.strip()))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -71,6 +97,7 @@ def test_a_passage_encoded_once_gives_the_ids_of_pair_encoding(
     question: str,
     passage: str,
 ) -> None:
+    assume(types_no_special_word(name, question) and types_no_special_word(name, passage))
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     pair = theirs(name).encode(question, passage)
@@ -92,6 +119,7 @@ def test_windows_of_a_long_passage_are_the_overflowing_ones_of_pair_encoding(
     question: str,
     passage: str,
 ) -> None:
+    assume(types_no_special_word(name, question) and types_no_special_word(name, passage))
     tokenizer = ours(name)
     asked, read = tokenizer.encode(question), tokenizer.prepare(passage).tokens
     room, overlap = 11, 4
@@ -215,6 +243,237 @@ def test_a_tokenizer_that_knows_no_letters_is_refused() -> None:
     empty = tokenizers.Tokenizer(tokenizers.models.BPE())
     with pytest.raises(CheckpointError, match="gives no token for the letters 'a' and 'b'"):
         Tokenizer(empty)
+
+
+# --- whole characters
+
+CLUSTERS = [
+    "e\u0301", "a\u0323\u0307", "q\u0301\u0301\u0301", "\u1100\u1161\u11a8", "각\u11a8", "❤\ufe0f", "1\ufe0f\u20e3", "👍🏽", "👩‍👩‍👧‍👦", "🏳️‍🌈",
+    "🇫🇷", "🇫🇷🇩🇪🇫", "กำ", "ที่", "ไทย", "क्ष", "हिन्दी", "مُحَمَّد", "שָׁלוֹם", "می\u200cخواهم", "\u0600١", " \u0301", "\u00a0\u0308", "\r\n", "\n\u0301",
+    "\u200d", "\ufe0f", "中\u3099", "が", "Z͑ͫ̓ͪ̂ͫ̽", "\U0001f1e6", "\u0d4e\u0d15",
+]  # fmt: skip
+"""Pieces of text that are, have or join grapheme clusters of several code points."""
+
+
+def texts_of_clusters(count: int) -> list[str]:
+    draw = random.Random(0)
+    pieces = [*CLUSTERS, *CLUSTERS, *FRAGMENTS, "José", "Penmar", " ", " ", ", ", "41"]
+    return ["".join(draw.choices(pieces, k=draw.randrange(1, 9))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_no_token_starts_or_ends_inside_a_character_in_1000_texts(ours: Callable[[str], Tokenizer], name: str) -> None:
+    widened = 0
+    for text in texts_of_clusters(1000):
+        tokens = ours(name).encode(text)
+        bounds = {0, *(cluster.end() for cluster in regex.finditer(r"\X", text))}
+        assert (np.diff(tokens.offsets, axis=0) >= 0).all(), text
+        for start, end in tokens.offsets[tokens.offsets[:, 0] < tokens.offsets[:, 1]].tolist():
+            assert {start, end} <= bounds, (text, start, end)
+            widened += len(regex.findall(r"\X", text[start:end])) < end - start
+    assert widened > 1000
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("word", ["Jose\u0301", "Besanc\u0327on", "Kim \u1100\u1161\u11a8", "l❤\ufe0f", "ไทยที่", "مُحَمَّدُ"])
+def test_the_last_token_of_a_word_has_all_of_its_last_letter(
+    ours: Callable[[str], Tokenizer], name: str, word: str
+) -> None:
+    offsets = ours(name).encode(f"by {word}").offsets
+    assert offsets[:, 1].max() == 3 + len(word)
+
+
+def test_answers_hold_whole_characters_and_do_not_overlap(tiny: Callable[..., Path]) -> None:
+    reader = Reader.load(tiny("bert"), backend="numpy")
+    for text in texts_of_clusters(100):
+        bounds = {0, *(cluster.end() for cluster in regex.finditer(r"\X", text))}
+        answers = reader.rank("who built it?", text, top_k=5, threshold=-1e9)
+        for answer in answers:
+            assert text[answer.start : answer.end] == answer.text
+            assert {answer.start, answer.end} <= bounds
+        spans = sorted((answer.start, answer.end) for answer in answers)
+        assert all(one[1] <= other[0] for one, other in pairwise(spans)), text
+
+
+# --- offsets that lose letters
+
+
+def robbert() -> tokenizers.Tokenizer:
+    """As RobBERT's: the text is split before each word is given the space that belongs to it."""
+    tokenizer = tiny_checkpoints.byte_level()
+    steps = tokenizers.pre_tokenizers
+    tokenizer.pre_tokenizer = steps.Sequence(
+        [steps.Whitespace(), steps.ByteLevel(add_prefix_space=True), steps.Punctuation()]
+    )
+    return tokenizer
+
+
+def test_a_tokenizer_that_loses_first_letters_is_repaired() -> None:
+    repaired = Tokenizer(robbert())
+    for text in tiny_checkpoints.SENTENCES.strip().splitlines():
+        tokens = repaired.encode(text)
+        assert tokens.ids.tolist() == robbert().encode(text, add_special_tokens=False).ids
+        covered = {place for start, end in tokens.offsets.tolist() for place in range(start, end)}
+        assert "".join(letter for place, letter in enumerate(text) if place in covered) == "".join(text.split())
+
+
+def test_the_offsets_of_a_sound_tokenizer_are_still_trimmed() -> None:
+    tokenizer = tiny_checkpoints.byte_level()
+    assert Tokenizer(tokenizer)._tokenizer.post_processor.trim_offsets
+
+
+def test_a_tokenizer_that_loses_letters_and_cannot_be_repaired_is_refused() -> None:
+    tokenizer = tiny_checkpoints.byte_level()
+    first_letter = tokenizers.Regex("(?<=[a-z] )[a-z]")
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.Split(first_letter, "removed"), tokenizer.pre_tokenizer]
+    )
+    with pytest.raises(
+        CheckpointError, match=r"gives no position for the characters 'fpi' of the text 'The first pier"
+    ):
+        Tokenizer(tokenizer)
+
+
+def test_letters_that_a_tokenizer_removes_wherever_they_are_are_not_called_lost() -> None:
+    raw = tiny_checkpoints.byte_level()
+    raw.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[0-9]"), "")
+    assert len(Tokenizer(raw).encode("1891")) == 0
+
+
+def test_a_vocabulary_whose_offsets_do_not_count_unknown_letters_is_refused() -> None:
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE({"[CLS]": 0, "a": 1, "b": 2}, []))
+    raw.post_processor = tokenizers.processors.BertProcessing(("[CLS]", 0), ("[CLS]", 0))
+    assert raw.encode("cab", add_special_tokens=False).offsets == [(0, 1), (1, 2)]  # so it is with the library
+    with pytest.raises(CheckpointError, match=r"The tokenizer gives no position for the characters 'bba'"):
+        Tokenizer(raw)
+
+
+# --- special tokens typed in a text
+
+SPECIAL = ["[CLS]", "[SEP]", "[MASK]", "[PAD]", "<s>", "</s>", "<pad>", "<mask>", "<unk>", "[UNK]"]
+
+
+def without_special_tokens(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same vocabulary, but no special token, neither beside it nor in it."""
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = []
+    state["post_processor"] = None
+    if state["model"]["type"] == "Unigram":
+        state["model"]["vocab"] = [entry for entry in state["model"]["vocab"] if entry[0] not in SPECIAL[4:8]]
+        state["model"]["unk_id"] = [word for word, _ in state["model"]["vocab"]].index("<unk>")
+    return tokenizers.Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.every_version
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_tokens_typed_in_a_text_are_what_the_vocabulary_has_for_their_characters(
+    ours: Callable[[str], Tokenizer], tiny: Callable[..., Path], name: str
+) -> None:
+    bare = without_special_tokens(tokenizers.Tokenizer.from_file(str(tiny(name) / "tokenizer.json")))
+    bare.no_truncation()
+    bare.no_padding()
+    draw = random.Random(0)
+    checked = 0
+    for _ in range(1000):
+        text = "".join(draw.choice([*SPECIAL, *SPECIAL, "Anna", " ", "  ", "x", "41 metres"]) for _ in range(6))
+        found = ours(name).encode(text)
+        if name == "xlm-roberta" and "<unk>" in text:  # which the vocabulary cannot be without
+            continue
+        expected = bare.encode(text, add_special_tokens=False)
+        tokens = [ours(name)._tokenizer.id_to_token(i).removeprefix(unwritable("")) for i in found.ids]
+        assert tokens == [bare.id_to_token(i) for i in expected.ids]
+        assert found.words.tolist() == expected.word_ids
+        checked += 1
+    assert checked > 300
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_window_has_only_the_special_tokens_of_its_template(ours: Callable[[str], Tokenizer], name: str) -> None:
+    tokenizer = ours(name)
+    text = " ".join(SPECIAL) + "".join(SPECIAL)
+    window = make_windows(
+        tokenizer.encode(f"who? {text}"), tokenizer.encode(text), tokenizer.template, WindowSettings(384)
+    )
+    ids = pad(window).input_ids[0].tolist()
+    for special in {int(i) for part in tokenizer.template.special_ids for i in part}:
+        assert ids.count(special) == sum(part.tolist().count(special) for part in tokenizer.template.special_ids)
+
+
+@pytest.mark.every_version
+@pytest.mark.parametrize("make", [tiny_checkpoints.word_piece, tiny_checkpoints.byte_level, tiny_checkpoints.unigram])
+def test_added_words_that_are_not_special_stay_words(make: Callable[[], tokenizers.Tokenizer]) -> None:
+    raw = make()
+    raw.add_tokens(["[Table]", tokenizers.AddedToken("x9 y9", normalized=False)])
+    raw.add_special_tokens(["<doc>"])
+    expected = [raw.token_to_id("[Table]"), raw.token_to_id("x9 y9")]
+    tokenizer = pickle.loads(pickle.dumps(Tokenizer(raw)))
+    tokens = tokenizer.encode("[Table]x9 y9")
+    assert [i for i in tokens.ids.tolist() if i in expected] == expected
+    assert raw.token_to_id("<doc>") not in tokenizer.encode("<doc> Anna </doc>").ids
+    assert tokens.offsets[-1].tolist() == [7, 12]
+
+
+# --- damage
+
+
+def test_a_tokenizer_without_its_token_for_unknown_words_is_an_error() -> None:
+    raw = tiny_checkpoints.word_piece()
+    raw.model = tokenizers.models.WordPiece({"[CLS]": 2, "[SEP]": 3, "a": 1, "b": 0}, unk_token="[UNK]")
+    with pytest.raises(
+        CheckpointError, match=r"The tokenizer loads but cannot encode: .* Is the tokenizer's file damaged"
+    ):
+        Tokenizer(raw)
+
+
+def test_an_error_of_the_library_at_some_text_is_an_error_of_the_checkpoint() -> None:
+    letters = {letter: i for i, letter in enumerate(map(chr, range(0x500))) if letter != "Ω"}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel({**letters, "[CLS]": 3000}, unk_token="[UNK]"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    raw.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^\u0000-\u04ff]"), "")
+    raw.post_processor = tokenizers.processors.BertProcessing(("[CLS]", 3000), ("[CLS]", 3000))
+    tokenizer = Tokenizer(raw)
+    assert len(tokenizer.encode("Anna")) == 4
+    for encode in (lambda: tokenizer.encode("Ω"), lambda: tokenizer.encode_many(["Anna", "Ω"])):
+        with pytest.raises(
+            CheckpointError, match=r"The tokenizer cannot encode a text: .* Is the tokenizer's file damaged\?"
+        ):
+            encode()
+
+
+def values_of(state: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the path of every value in a tokenizer's file, but of only a few words and merges."""
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state[:9]):
+        yield (*path, key)
+        if isinstance(value, (dict, list)) and key not in ("vocab", "merges"):
+            yield from values_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("make", [tiny_checkpoints.word_piece, tiny_checkpoints.byte_level, tiny_checkpoints.unigram])
+def test_a_tokenizer_with_any_value_lost_or_changed_is_refused_or_read(
+    make: Callable[[], tokenizers.Tokenizer], tmp_path: Path
+) -> None:
+    draw = random.Random(0)
+    original = make().to_str()
+    odd = [None, -1, 0, 2**32, 1e308, "", True, [], {}, "\0", "[UNK]", [["a", 1.0]], {"a": 0}, "BPE"]
+    refused = 0
+    for _ in range(400):
+        state = json.loads(original)
+        *path, key = draw.choice(list(values_of(state)))
+        parent = state
+        for step in path:
+            parent = parent[step]
+        if draw.random() < 0.3:
+            del parent[key]
+        else:
+            parent[key] = draw.choice(odd)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+        try:
+            tokenizer = read_tokenizer(tmp_path, {"model_type": "bert", "vocab_size": 1000})
+            for text in texts_of_clusters(3):
+                assert tokenizer.encode(text).offsets.max(initial=0) <= len(text)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

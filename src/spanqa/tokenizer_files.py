@@ -1,10 +1,11 @@
 """The tokenizer of a model folder: from its files, as the model of this config wants it.
 
-Vocabulary, rules and special tokens come from the files. What is checked is that the model has embeddings for every id and token
-type that the tokenizer can give.
+tokenizer.json is read as it is. Where there is none, the model type decides which vocabulary file is read, and how
+(`spanqa.vocabularies`); never which file happens to be there. What is checked is that the model has embeddings for every id
+and token type that the tokenizer can give.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,94 @@ from typing import Any
 import tokenizers
 
 from spanqa.errors import CheckpointError
-from spanqa.files import read_object
-from spanqa.tokens import Template, Tokenizer
+from spanqa.template import Template
+from spanqa.tokenizer_setup import refusing_damage
+from spanqa.tokens import Tokenizer
+from spanqa.vocabularies import (
+    OPTION_FILES,
+    SENTENCEPIECE,
+    byte_level,
+    camembert,
+    read_options,
+    word_piece,
+    xlm_roberta,
+)  # fmt: skip
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
-"""The files that a tokenizer may have in a model folder."""
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER, *OPTION_FILES, "vocab.txt", "vocab.json", "merges.txt", SENTENCEPIECE, "spm.model", "spiece.model",
+)  # fmt: skip
+"""The files that a tokenizer may have in a model folder. The last two are needed to convert DeBERTa's and ALBERT's."""
+
+_Reader = Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]
+_READERS: Mapping[str, tuple[str, _Reader]] = {
+    "BertTokenizer": ("vocab.txt", word_piece),
+    "RobertaTokenizer": ("vocab.json", byte_level),
+    "XLMRobertaTokenizer": (SENTENCEPIECE, xlm_roberta),
+    "CamembertTokenizer": (SENTENCEPIECE, camembert),
+}
+"""transformers' name of a tokenizer -> its vocabulary file, and the function that reads it."""
+
+_BERT, _ROBERTA, _XLM_ROBERTA = "BertTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"
+_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm"), _BERT),
+    **dict.fromkeys(("megatron-bert", "mobilebert", "nezha", "squeezebert", "visual_bert"), _BERT),
+    **dict.fromkeys(("roberta", "roberta-prelayernorm", "data2vec-text", "ibert", "longformer"), _ROBERTA),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), _XLM_ROBERTA),
+    "camembert": "CamembertTokenizer",
+}
+"""`model_type` of config.json -> transformers' name of its tokenizer."""
+
+_SAME = {
+    **dict.fromkeys(("ConvBert", "DistilBert", "Electra", "LayoutLM", "MobileBert", "SqueezeBert"), _BERT),
+    "Longformer": _ROBERTA,
+}
+"""Old names of the same tokenizers, without "Tokenizer"."""
 
 
 def read_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """Read tokenizer.json, or vocab.txt where there is none, and see that it fits the model's config.
+    """Read tokenizer.json or, where there is none, the vocabulary of the model's type, and see that it fits the model's config.
 
     Raises:
-        CheckpointError: there is neither, the file is damaged, or it has more tokens than the model.
+        CheckpointError: there is neither, a file is damaged, or it has more tokens than the model.
     """
-    if (path / "tokenizer.json").exists():
-        try:
-            raw = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
-            raise CheckpointError(f"{str(path / 'tokenizer.json')!r} cannot be read: {error}.") from error
-    elif (path / "vocab.txt").exists():
-        raw = _word_piece(path)
+    file = path / TOKENIZER
+    if file.exists():
+        with refusing_damage(f"{str(file)!r} cannot be read"):
+            raw = tokenizers.Tokenizer.from_file(str(file))
     else:
-        raise CheckpointError(f"{str(path)!r} holds no tokenizer: expected tokenizer.json or vocab.txt.")
+        raw = _from_vocabulary(path, config)
     return fit_tokenizer(raw, config, repr(str(path)))
+
+
+def _from_vocabulary(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read the vocabulary as the tokenizer does that the files name or, where they name none, that of the model's type."""
+    options = read_options(path)
+    model_type = config.get("model_type")
+    stated = options.get("tokenizer_class") or config.get("tokenizer_class") or _NAMES.get(str(model_type))
+    name = str(stated).removesuffix("Fast")
+    file, reader = _READERS.get(_SAME.get(name.removesuffix("Tokenizer"), name), (None, None))
+    if file is None or reader is None:
+        kind = f"a {name}, as {model_type!r} models may have," if stated else f"the tokenizer of {model_type!r} models"
+        raise CheckpointError(
+            f"{str(path)!r} has no {TOKENIZER}, and spanqa does not read {kind} from other files. {_conversion(path)}"
+        )
+    if not (path / file).exists():
+        raise CheckpointError(
+            f"{str(path)!r} holds no tokenizer: expected {TOKENIZER} or, for {model_type!r} models, {file}. {_conversion(path)}"
+        )
+    return reader(path, options)
+
+
+def _conversion(path: Path) -> str:
+    """Return how to make a tokenizer.json: version 4 of transformers, since 5 leaves out the normalizers of some models."""
+    program = (
+        f"from transformers import AutoTokenizer as A; A.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+    )
+    return (
+        "Convert the tokenizer once, in an environment of its own: "
+        f"""pip install 'transformers<5' sentencepiece protobuf && python -c "{program}\""""
+    )
 
 
 def fit_tokenizer(raw: tokenizers.Tokenizer, config: Mapping[str, Any], name: str) -> Tokenizer:
@@ -65,26 +131,3 @@ def _without_types(template: Template) -> Template:
         name: tuple((token, 0) for token, _ in getattr(template, name)) for name in ("before", "between", "after")
     }
     return replace(template, **pieces, question_type=0, passage_type=0)
-
-
-def _word_piece(path: Path) -> tokenizers.Tokenizer:
-    """BERT's tokenizer from a bare vocab.txt; case and accents as tokenizer_config.json says, uncased where it is silent."""
-    options = read_object(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    try:
-        vocabulary = (path / "vocab.txt").read_text("utf-8").removesuffix("\n").split("\n")
-    except (UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{str(path / 'vocab.txt')!r} cannot be read: {error}.") from None
-    ids = {word: i for i, word in enumerate(vocabulary)}
-    missing = [word for word in ("[UNK]", "[CLS]", "[SEP]") if word not in ids]
-    if missing:
-        raise CheckpointError(f"{str(path / 'vocab.txt')!r} lacks {', '.join(missing)}: it is not a BERT vocabulary.")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
-        lowercase=bool(options.get("do_lower_case", True)),
-        strip_accents=None if options.get("strip_accents") is None else bool(options["strip_accents"]),
-        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens([word for word in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if word in ids])
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return tokenizer

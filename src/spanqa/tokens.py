@@ -2,7 +2,7 @@
 
 `Tokenizer.encode` reads a text once; windows are later cut from its arrays, so a passage is encoded once however many
 questions are asked of it. The template (where `[CLS]` and `[SEP]` stand, and which token types they have) is read from
-the tokenizer's own template, never assumed. Truncation and padding stored in `tokenizer.json` never apply.
+the tokenizer's own template, never assumed (`spanqa.template`).
 
 It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its own: that is Hugging Face `tokenizers`.
 """
@@ -24,7 +24,10 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from spanqa.errors import CheckpointError, InputError
+from spanqa.errors import InputError
+from spanqa.graphemes import widen
+from spanqa.template import Template
+from spanqa.tokenizer_setup import refusing_damage, set_up
 
 CACHED_BYTES = 64 << 20
 """How much memory the texts and arrays of remembered passages may take."""
@@ -34,6 +37,7 @@ PIECE = 1 << 16
 
 _CONTEXT = 256  # code points on each side of a cut in which the pieces must give the tokens of the whole
 
+_CANNOT_ENCODE = "The tokenizer cannot encode a text"
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])  # no white space lies above U+3000
 
 
@@ -41,7 +45,8 @@ class Tokens:
     """A text as token ids, and where each token lies in the text.
 
     `ids` int32 `[token]`; `offsets` int32 `[token, 2]`: start (inclusive) and end (exclusive) in code points, without
-    the white space that some tokenizers count in. A token that stands for no visible character has start == end.
+    the white space that some tokenizers count in, and never inside a grapheme cluster (a letter and its accents, say): a token
+    of a part of one has the offsets of all of it. A token that stands for no visible character has start == end.
     `words` int32 `[token]`: the number of the word that a token belongs to, -1 where the tokenizer knows none. Words are
     what the tokenizer splits before it looks into its vocabulary; marks and CJK characters are words of their own for BERT.
 
@@ -135,7 +140,7 @@ class Tokens:
         if isinstance(encoding, Tokenizer):
             encoding = encoding.encode(text)._source[1]
         words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int32)
-        offsets = _without_space(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
+        offsets = _visible(text, np.array(encoding.offsets, np.int32).reshape(-1, 2))
         self._words, self._offsets = words, offsets
         self._source = None
 
@@ -163,47 +168,6 @@ class Passage:
         return Passage, (self.text, self.tokens, self.source, tokenizer, self.parts)
 
 
-@dataclass(frozen=True)
-class Template:
-    """The special tokens of a window, as (id, token type) pairs: `before` question `between` passage `after`.
-
-    BERT:    before [CLS], between [SEP], after [SEP]
-    RoBERTa: before <s>, between </s> </s>, after </s>
-
-    The first token of `before` is the one whose logits mean "no answer".
-    """
-
-    before: tuple[tuple[int, int], ...]
-    between: tuple[tuple[int, int], ...]
-    after: tuple[tuple[int, int], ...]
-    question_type: int
-    passage_type: int
-
-    @cached_property
-    def special_tokens(self) -> int:
-        """How many tokens of a window are neither question nor passage."""
-        return len(self.before) + len(self.between) + len(self.after)
-
-    @cached_property
-    def special_ids(self) -> tuple[NDArray[np.int32], ...]:
-        """The ids of `before`, `between` and `after`."""
-        return tuple(np.array([token for token, _ in part], np.int32) for part in self._parts)
-
-    @cached_property
-    def special_types(self) -> tuple[NDArray[np.int32], ...]:
-        """The token types of `before`, `between` and `after`."""
-        return tuple(np.array([kind for _, kind in part], np.int32) for part in self._parts)
-
-    @property
-    def _parts(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        return self.before, self.between, self.after
-
-    @property
-    def highest_type(self) -> int:
-        """The highest token type."""
-        return max(self.question_type, self.passage_type, *(kind for part in self._parts for _, kind in part))
-
-
 class Tokenizer:
     """A tokenizer read from a checkpoint, without its stored truncation and padding, that remembers passages.
 
@@ -211,13 +175,11 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, template: Template | None = None) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self._tokenizer, found = set_up(tokenizer)
         self._passages: OrderedDict[str, Passage] = OrderedDict()
         self._cached_bytes = 0
         self._lock = Lock()
-        self.template = template or _template(tokenizer)
+        self.template = template or found
         _TOKENIZERS.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -244,23 +206,26 @@ class Tokenizer:
 
         Raises:
             InputError: the text is not a string, or holds half a surrogate pair, which no encoding can write.
+            CheckpointError: the tokenizer is damaged and fails at this text.
         """
         if not isinstance(text, str):
             raise InputError(f"Expected a text, got {type(text).__name__}: {text!r:.60}.")
         _check_unicode(text)
-        return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
+        with refusing_damage(_CANNOT_ENCODE):
+            return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
         """Return the tokens of several texts, as `encode` does, in one call of the library that finds the ids alone.
 
         Raises:
-            InputError: as `encode`, for the first text that cannot be encoded.
+            InputError, CheckpointError: as `encode`, for the first text that cannot be encoded.
         """
         if len(texts) == 1:
             return [self.encode(texts[0])]
         for text in texts:
             _check_unicode(text)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with refusing_damage(_CANNOT_ENCODE):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 
     def prepare(self, text: str | Passage, source: str | None = None) -> Passage:
@@ -391,10 +356,17 @@ def _bytes(passage: Passage) -> int:
     return sys.getsizeof(passage.text) + tokens.ids.nbytes + tokens.offsets.nbytes + tokens.words.nbytes
 
 
-def _without_space(text: str, offsets: NDArray[np.int32]) -> NDArray[np.int32]:
+def _visible(text: str, offsets: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Change offsets, in place, to those of what a reader sees: no white space around it, no part of a character."""
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    _trim(text, characters, offsets)
+    widen(text, characters, offsets)
+    return offsets
+
+
+def _trim(text: str, characters: NDArray[np.uint32], offsets: NDArray[np.int32]) -> None:
     """Shrink, in place, offsets that begin or end with white space (some SentencePiece and byte-level tokenizers)."""
     start, end = offsets[:, 0], offsets[:, 1]
-    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     filled = np.flatnonzero(start < end)
     is_space = _IS_SPACE[np.minimum(characters, 0x3001)]
     edges = is_space[start[filled]] | is_space[end[filled] - 1]
@@ -402,37 +374,3 @@ def _without_space(text: str, offsets: NDArray[np.int32]) -> NDArray[np.int32]:
         piece = text[start[token] : end[token]]
         start[token] += len(piece) - len(piece.lstrip())
         end[token] = max(start[token], end[token] - (len(piece) - len(piece.rstrip())))
-    return offsets
-
-
-def _template(tokenizer: tokenizers.Tokenizer) -> Template:
-    """Read the template of a (question, passage) pair off an encoded pair of one-letter texts."""
-    try:
-        pair = tokenizer.encode("a", "b")
-        tokenizer.encode("\U00013000")  # a hieroglyph: hardly any vocabulary has it
-    except KeyboardInterrupt:
-        raise
-    except (
-        BaseException
-    ) as error:  # tokenizers raises bare Exception, and its Rust code may panic, which is not even that
-        raise CheckpointError(f"The tokenizer loads but cannot encode: {error}. Is tokenizer.json damaged?") from error
-    sequence, pairs = pair.sequence_ids, list(zip(pair.ids, pair.type_ids, strict=True))
-    if 0 not in sequence or 1 not in sequence:
-        raise CheckpointError(
-            "The tokenizer gives no token for the letters 'a' and 'b'. Is its vocabulary the right one?"
-        )
-    question, passage = sequence.index(0), sequence.index(1)
-    after_question = question + sequence.count(0)
-    after_passage = passage + sequence.count(1)
-    if question == 0 or after_question > passage:
-        raise CheckpointError(
-            "The tokenizer's template puts no special token ([CLS] or <s>) before the question, so the model has no place "
-            "for 'no answer'. Expected '[CLS] question [SEP] passage [SEP]'; is its post_processor missing?"
-        )
-    return Template(
-        before=tuple(pairs[:question]),
-        between=tuple(pairs[after_question:passage]),
-        after=tuple(pairs[after_passage:]),
-        question_type=pairs[question][1],
-        passage_type=pairs[passage][1],
-    )

@@ -13,7 +13,8 @@ from itertools import chain
 
 from spanqa import bounds
 from spanqa.errors import InputError, QuestionTooLongError
-from spanqa.tokens import Passage, Template, Tokenizer, Tokens
+from spanqa.template import Template
+from spanqa.tokens import Passage, Tokenizer, Tokens
 
 
 @dataclass(frozen=True, slots=True)

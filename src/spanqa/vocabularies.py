@@ -1,0 +1,216 @@
+"""Tokenizers from the vocabulary files of the families, for folders that have no tokenizer.json.
+
+    vocab.txt                   WordPiece            BERT, DistilBERT, ELECTRA and their relatives
+    vocab.json, merges.txt      byte-level BPE       RoBERTa and its relatives
+    sentencepiece.bpe.model     Unigram              XLM-R, CamemBERT ("bpe" is a part of the name only)
+
+Each function is given the folder and the options of its tokenizer files (`read_options`), and returns the tokenizer that transformers
+makes of them. Which function reads a folder is decided in `spanqa.tokenizer_files`.
+
+Source: transformers, the tokenization files of bert, roberta, xlm_roberta and camembert; convert_slow_tokenizer.py.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors
+
+from spanqa.errors import CheckpointError
+from spanqa.files import read_object
+from spanqa.sentencepiece import CONTROL, UNIGRAM, USER_DEFINED, Piece, read_sentencepiece
+from spanqa.tokenizer_setup import refusing_damage, unwritable
+
+_LOG = logging.getLogger(__name__)
+
+OPTION_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""The files that say how a vocabulary is used."""
+
+SENTENCEPIECE = "sentencepiece.bpe.model"
+
+_ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_CASED_SHARE = (
+    0.01  # of the words; an uncased vocabulary has none, but users put words of their own into its unused places
+)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Return what tokenizer_config.json and special_tokens_map.json say, special tokens as their text.
+
+    "added_tokens" has the tokens beside the vocabulary as id -> `AddedToken`.
+
+    Raises:
+        CheckpointError: a file is no JSON object, or describes an added token in another form.
+    """
+    config, special, added = (read_object(path / name) if (path / name).exists() else {} for name in OPTION_FILES)
+    options = {**config, **special}
+    for name, value in options.items():
+        if name.endswith("_token") and isinstance(value, dict):
+            options[name] = value.get("content")
+    known = {value for name, value in options.items() if name.endswith("_token") and isinstance(value, str)}
+    try:
+        options["added_tokens"] = {
+            int(i): AddedToken(**{name: value for name, value in token.items() if name != "__type"})
+            for i, token in config.get("added_tokens_decoder", {}).items()
+        } or {
+            int(i): AddedToken(word, normalized=word not in known, special=word in known) for word, i in added.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"The added tokens of {str(path)!r} cannot be read: {error}.") from None
+    return options
+
+
+def word_piece(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read vocab.txt. Case and accents are as `do_lower_case` says or, where nothing says it, as the vocabulary has them.
+
+    Raises:
+        CheckpointError: the file cannot be read, or lacks one of [UNK], [CLS] and [SEP].
+    """
+    file = path / "vocab.txt"
+    try:
+        vocabulary = file.read_text("utf-8").removesuffix("\n").split("\n")
+    except (UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {error}.") from None
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    unknown, cls, sep = (options.get(f"{name}_token") or f"[{name.upper()}]" for name in ("unk", "cls", "sep"))
+    _require(file, ids, (unknown, cls, sep), "it is not a BERT vocabulary")
+    lower_case = options.get("do_lower_case")
+    if lower_case is None:
+        lower_case = not _is_cased(vocabulary)
+        _LOG.info("%s: nothing says whether it is cased; read as %s", file, "uncased" if lower_case else "cased")
+    accents = options.get("strip_accents")
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=unknown))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=bool(lower_case),
+        strip_accents=None if accents is None else bool(accents),
+        handle_chinese_chars=bool(options.get("tokenize_chinese_chars", True)),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing((sep, ids[sep]), (cls, ids[cls]))
+    tokenizer.add_special_tokens([word for word in ("[PAD]", unknown, cls, sep, "[MASK]") if word in ids])
+    _add_tokens(tokenizer, options, path)
+    return tokenizer
+
+
+def byte_level(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read vocab.json and merges.txt.
+
+    Raises:
+        CheckpointError: a file cannot be read, they do not fit, or the vocabulary lacks <s> or </s>.
+    """
+    vocabulary, merges = path / "vocab.json", path / "merges.txt"
+    ids = read_object(vocabulary)
+    if not merges.exists():
+        raise CheckpointError(f"{str(path)!r} has no merges.txt, which belongs to its vocab.json.")
+    cls, sep = options.get("cls_token") or "<s>", options.get("sep_token") or "</s>"
+    _require(vocabulary, ids, (cls, sep), "it is not a RoBERTa vocabulary")
+    spaced = bool(options.get("add_prefix_space", False))
+    with refusing_damage(f"{str(vocabulary)!r} and {merges.name} cannot be read"):
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=spaced)
+        tokenizer.post_processor = processors.RobertaProcessing(
+            (sep, ids[sep]), (cls, ids[cls]), trim_offsets=True, add_prefix_space=spaced
+        )
+    names = ("bos", "pad", "eos", "unk", "mask")
+    standard = [options.get(f"{name}_token") or word for name, word in zip(names, _ROBERTA_TOKENS, strict=True)]
+    tokenizer.add_special_tokens([word for word in (*standard, cls, sep) if word in ids])
+    _add_tokens(tokenizer, options, path)
+    return tokenizer
+
+
+def xlm_roberta(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read sentencepiece.bpe.model as XLM-R numbers it: every piece one higher, after <s>, <pad>, </s> and <unk>; <mask> last.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is a model of another algorithm.
+    """
+    pieces, charsmap = _pieces(path)
+    start, pad, end, unknown, mask = ((unwritable(token), 0.0) for token in _ROBERTA_TOKENS)
+    words = [start, pad, end, unknown, *map(_word, pieces[3:]), mask]
+    return _unigram(path, words, pieces, charsmap, options, start=0, end=2)
+
+
+def camembert(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Read sentencepiece.bpe.model as CamemBERT numbers it: every piece four higher, after five more; <mask> last.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is a model of another algorithm.
+    """
+    pieces, charsmap = _pieces(path)
+    unused = [unwritable(f"{token}NOTUSED") for token in ("<s>", "</s>", "<unk>")]
+    _, pad, _, unknown, mask = ((unwritable(token), 0.0) for token in _ROBERTA_TOKENS)
+    words = [(unused[0], 0.0), pad, (unused[1], 0.0), unknown, (unused[2], -100.0), *map(_word, pieces[1:]), mask]
+    ids = {piece.text: i for i, piece in enumerate(pieces, 4)}
+    _require(path / SENTENCEPIECE, ids, ("<s>", "</s>"), "it is not a CamemBERT vocabulary")
+    return _unigram(path, words, pieces, charsmap, options, start=ids["<s>"], end=ids["</s>"])
+
+
+def _pieces(path: Path) -> tuple[Sequence[Piece], bytes]:
+    """Return the pieces of the SentencePiece file and its table of compatibility forms."""
+    model = read_sentencepiece(path / SENTENCEPIECE)
+    if model.algorithm != UNIGRAM:
+        raise CheckpointError(
+            f"{str(path / SENTENCEPIECE)!r} is a SentencePiece model of algorithm {model.algorithm}. Expected {UNIGRAM} (Unigram)."
+        )
+    return model.pieces, model.charsmap
+
+
+def _word(piece: Piece) -> tuple[str, float]:
+    return unwritable(piece.text) if piece.kind == CONTROL else piece.text, piece.score
+
+
+def _unigram(
+    path: Path,
+    words: list[tuple[str, float]],
+    pieces: Sequence[Piece],
+    charsmap: bytes,
+    options: Mapping[str, Any],
+    *,
+    start: int,
+    end: int,
+) -> tokenizers.Tokenizer:
+    """Return XLM-R's tokenizer: the unknown word is 3, and `start` and `end` are the ids of <s> and </s>."""
+    scheme = "always" if options.get("add_prefix_space", True) else "never"
+    with refusing_damage(f"{str(path / SENTENCEPIECE)!r} cannot be read"):
+        tokenizer = tokenizers.Tokenizer(models.Unigram(words, unk_id=3, byte_fallback=False))
+        if charsmap:
+            tokenizer.normalizer = normalizers.Precompiled(charsmap)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme=scheme)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", start), ("</s>", end)]
+    )
+    tokenizer.add_tokens([AddedToken(p.text, normalized=False) for p in pieces if p.kind == USER_DEFINED])
+    _add_tokens(tokenizer, options, path)
+    return tokenizer
+
+
+def _add_tokens(tokenizer: tokenizers.Tokenizer, options: Mapping[str, Any], path: Path) -> None:
+    """Add the tokens beside the vocabulary, which must get the ids that the files name."""
+    for i, token in sorted(options["added_tokens"].items()):
+        with refusing_damage(f"The added tokens of {str(path)!r} cannot be read"):
+            if tokenizer.id_to_token(i) == unwritable(token.content):
+                continue
+            tokenizer.add_tokens([token])
+            found = tokenizer.token_to_id(token.content)
+        if found != i:
+            raise CheckpointError(
+                f"The added token {token.content!r} of {str(path)!r} should have the id {i}, but its place in the vocabulary is {found}. "
+                "Vocabulary and added tokens do not belong together."
+            )
+
+
+def _is_cased(vocabulary: Sequence[str]) -> bool:
+    """Whether words of a vocabulary have upper-case letters; [CLS] and its like do not count."""
+    words = [word for word in vocabulary if not re.fullmatch(r"\[.*\]", word)]
+    return sum(word != word.lower() for word in words) > _CASED_SHARE * len(words)
+
+
+def _require(file: Path, ids: Mapping[str, Any], words: Sequence[str], so: str) -> None:
+    missing = [word for word in words if word not in ids]
+    if missing:
+        raise CheckpointError(f"{str(file)!r} lacks {', '.join(missing)}: {so}.")
