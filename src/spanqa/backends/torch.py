@@ -4,6 +4,7 @@ Needs: pip install 'spanqa[torch]'. Unlike the other backends it runs on GPUs, a
 transformers has a question-answering head (DeBERTa, ModernBERT, ...), one window per row.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ class TorchBackend:
         self._model = f"{str(checkpoint.path)!r} ({checkpoint.model_type!r})"
         self._family = checkpoint.model_type in FAMILIES
         self._unpadded = checkpoint.model_type in _UNPADDED
-        self.network: Any = network.to(device, _DTYPES[dtype]).eval()
+        self.network: Any = network.eval()
         self.layouts = _layouts(self._family, device, dtype)
         self._lock = Lock()  # the attention function is a setting of the whole network
         self._usual = self.network.config._attn_implementation
@@ -282,23 +283,40 @@ def load(checkpoint: Checkpoint, *, device: str, dtype: str, threads: int | None
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(build_network(checkpoint, _DTYPES[dtype])[0], checkpoint, device, dtype)
+    network, _ = build_network(checkpoint, _DTYPES[dtype])
+    return TorchBackend(network.to(device, _DTYPES[dtype]), checkpoint, device, dtype)
 
 
 def wrap(model: torch.nn.Module, checkpoint: Checkpoint, *, device: str, dtype: str) -> TorchBackend:
     """Create the backend around a model in memory, on the model's device and in its dtype unless others are requested.
 
-    A half-precision model on a CPU is converted to float32, which is faster there and more exact.
+    The model stays as it is, in training mode or not: the backend computes on modules of its own, without dropout. They share the
+    model's parameters, and so follow its training; for another device or dtype they have parameters of their own. A half-precision
+    model on a CPU is computed in float32, which is faster there and more exact.
+
+    Raises:
+        BackendError: the device does not exist, or the model cannot be copied.
     """
-    parameter = next(model.parameters())
-    device = str(parameter.device) if device == "auto" else device
+    parameters = list(model.parameters())
+    own = parameters[0].device
+    device = str(own) if device == "auto" else device
     _check_device(device)
     names = {kind: name for name, kind in _DTYPES.items()}
+    shared = torch.device(device).type == own.type and torch.device(device).index in (None, own.index)
     if dtype == "auto":
-        dtype = names.get(parameter.dtype, "fp32")
+        dtype = names.get(parameters[0].dtype, "fp32")
+    else:
+        shared = shared and all(parameter.dtype == _DTYPES[dtype] for parameter in parameters)
     if dtype == "fp16" and torch.device(device).type == "cpu":
-        dtype = "fp32"
-    return TorchBackend(model, checkpoint, device, dtype)
+        dtype, shared = "fp32", False
+    try:
+        kept = {id(tensor): tensor for tensor in (*parameters, *model.buffers())} if shared else {}
+        network = copy.deepcopy(model, kept)
+    except Exception as error:  # a module may hold anything
+        raise BackendError(
+            f"{type(model).__name__} cannot be copied: {error}. Save the model and its tokenizer, and give their folder."
+        ) from error
+    return TorchBackend(network if shared else network.to(device, _DTYPES[dtype]), checkpoint, device, dtype)
 
 
 def _check_device(device: str) -> None:

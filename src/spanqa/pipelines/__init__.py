@@ -8,6 +8,7 @@ different positions merged by their text, `max_question_len` ignored, strides th
 It does not use the stored threshold to decide whether there is an answer: `Reader.ask` does.
 """
 
-from spanqa.pipelines.question_answering import QuestionAnsweringPipeline, pipeline, revive_transformers_pipeline
+from spanqa.pipelines.question_answering import QuestionAnsweringPipeline, pipeline
+from spanqa.pipelines.revival import revive_transformers_pipeline
 
 __all__ = ["QuestionAnsweringPipeline", "pipeline", "revive_transformers_pipeline"]

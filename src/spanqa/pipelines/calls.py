@@ -4,6 +4,7 @@ import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 from spanqa.errors import InputError, SpanQAWarning
@@ -35,8 +36,9 @@ class CallSettings:
             value, least = getattr(self, name), 0 if name == "doc_stride" else 1
             if value is None and name in ("doc_stride", "max_seq_len"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise InputError(f"{name} is {value!r}. Expected a whole number, at least {least}.")
+            object.__setattr__(self, name, int(value))  # NumPy's numbers too
 
 
 Item = tuple[str, str]
@@ -83,8 +85,10 @@ def _examples(inputs: Any) -> Iterator[Any] | list[Any]:
         raise InputError(
             f"Expected examples, got {type(inputs).__name__}: {inputs!r:.60}. Give question= and context=."
         )
-    if hasattr(inputs, "__getitem__") and not isinstance(inputs, (list, tuple)):  # a data set
+    if not isinstance(inputs, Iterable):  # a data set of torch: a length, and an item for each index
         return (inputs[i] for i in range(len(inputs)))
+    if any(kind.__module__.startswith("torch.utils.data") for kind in type(inputs).__mro__):
+        return iter(inputs)
     return list(inputs)
 
 

@@ -1,19 +1,25 @@
-"""The pipeline itself: calls in, dictionaries out, and transformers' own registry."""
+"""The pipeline itself: calls in, dictionaries out."""
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spanqa.answers import AnswerSettings, margins
+from spanqa.answers import margins
 from spanqa.batches import WindowLogits
 from spanqa.calibration import Probabilities, log_sum_exp
+from spanqa.checkpoint import find
 from spanqa.errors import InputError
-from spanqa.extras import require
+from spanqa.extras import installed
+from spanqa.pipelines.arguments import read_arguments, tokenizer_of
 from spanqa.pipelines.calls import CallSettings, Item, inputs_of, pair_of, parameters
-from spanqa.pipelines.loading import load_reader
+from spanqa.pipelines.loading import is_name, load_reader
+from spanqa.pipelines.saving import save
+from spanqa.reader import Reader
 from spanqa.spans import overlapping, span_band
 from spanqa.stream import Reading
 from spanqa.tokens import Passage, Tokens
@@ -21,18 +27,31 @@ from spanqa.windows import WindowSettings
 
 TASK = "question-answering"
 
+_TORCH_ONLY = "It has one on one device of backend torch, as with backend='torch'. "
+
+_INSTEAD = {
+    "model": _TORCH_ONLY + "Elsewhere use .reader.backend, and .reader.checkpoint.config for config.json.",
+    "dtype": _TORCH_ONLY + "Elsewhere use .reader.backend.dtype, which is a name.",
+    "tokenizer": "It has one where transformers is installed and the model is a folder. Elsewhere use .reader.checkpoint.tokenizer.",
+    "preprocess": "Use .reader.prepare, which encodes a passage.",
+    "forward": "Use .reader.forward.",
+    "postprocess": "Use .reader.decode.",
+    "push_to_hub": "Use .save_pretrained, then: hf upload NAME FOLDER.",
+}
+"""Attributes of 4.57's pipeline that are not here, or not always, and what replaces them."""
+
 
 def pipeline(
-    task: str = TASK,
+    task: str | None = TASK,
     model: Any = None,
+    config: Any = None,
     tokenizer: Any = None,
     *,
     device: Any = None,
     dtype: Any = None,
-    torch_dtype: Any = None,
     backend: str = "auto",
-    revision: str | None = None,
-    **defaults: Any,
+    pipeline_class: Any = None,
+    **arguments: Any,
 ) -> "QuestionAnsweringPipeline":
     """Return a function that answers questions the way transformers 4.x's pipeline did.
 
@@ -40,23 +59,32 @@ def pipeline(
         qa(question="Who built it?", context="The pier was built by Anna Kestrel.")
         # {'score': 0.93, 'start': 22, 'end': 34, 'answer': 'Anna Kestrel', 'probability': 0.95}
 
-    `model` is a bundled name (None is spanqa-mini), a folder, a hub id, a `Reader`, or a transformers model. `tokenizer` is a
-    folder, a hub id or a fast tokenizer of transformers; only a transformers model needs it. `defaults` are call parameters
-    (`top_k`, `max_answer_len`, ...) for calls that do not set them.
+    `model` is a bundled name (None is spanqa-mini), a folder, a hub id, a `Reader`, or a transformers model, which stays as it
+    is. `tokenizer` is a folder, a hub id or a fast tokenizer of transformers; only a transformers model needs it. `arguments` are
+    the other arguments of transformers' factory (`revision`, `device_map`, `model_kwargs`, ...), and call parameters (`top_k`,
+    `max_answer_len`, ...) for calls that do not set them. `docs/migrating.md` lists what each means here.
 
     Raises:
-        InputError: the task is another one, or this pipeline does not have an argument.
+        InputError: the task is another one, or an argument has no meaning here; the message names the replacement.
         CheckpointError, BackendError: the model cannot be loaded or run.
     """
-    if task != TASK:
+    if task not in (TASK, None):
         raise InputError(f"spanqa has no pipeline {task!r}. The only task is {TASK!r}.")
-    return QuestionAnsweringPipeline(
-        model, tokenizer, device=device, dtype=dtype or torch_dtype, backend=backend, revision=revision, **defaults
-    )
+    kind = QuestionAnsweringPipeline if pipeline_class is None else pipeline_class
+    if not (isinstance(kind, type) and issubclass(kind, QuestionAnsweringPipeline)):
+        raise InputError(
+            f"pipeline_class is {kind!r:.60}. Expected a subclass of spanqa.pipelines.QuestionAnsweringPipeline; leave it out for that "
+            "class itself."
+        )
+    return kind(model, tokenizer, config=config, device=device, dtype=dtype, backend=backend, **arguments)
 
 
 class QuestionAnsweringPipeline:
-    """What `pipeline` returns: a reader and default call parameters."""
+    """What `pipeline` returns: a reader and default call parameters.
+
+    `reader` is the `Reader` behind it. A pickled pipeline loads its model again where it is unpickled; a transformers model in
+    memory is pickled whole.
+    """
 
     task = TASK
     # transformers 5 reads these flags of a registered pipeline: which parts to load before it creates one.
@@ -64,22 +92,76 @@ class QuestionAnsweringPipeline:
     _load_processor = _load_image_processor = _load_video_processor = _load_feature_extractor = False
 
     def __init__(
-        self,
-        model: Any = None,
-        tokenizer: Any = None,
-        *,
-        task: str = TASK,
-        device: Any = None,
-        dtype: Any = None,
-        backend: str = "auto",
-        revision: str | None = None,
-        framework: str | None = None,
-        **defaults: Any,
+        self, model: Any = None, tokenizer: Any = None, *, task: str = TASK, config: Any = None, **arguments: Any
     ) -> None:
-        if framework not in (None, "pt"):
-            raise InputError(f"framework is {framework!r}. Choose a backend with backend= instead (see `spanqa info`).")
+        loading, defaults = read_arguments(arguments)
         self._defaults = parameters(defaults)
-        self.reader = load_reader(model, tokenizer, device=device, dtype=dtype, backend=backend, revision=revision)
+        self._tokenizer = tokenizer_of(tokenizer)
+        self.reader = load_reader(model, config, self._tokenizer, loading)
+        in_memory = model is not None and not is_name(model) and not isinstance(model, Reader)
+        self._module = model if in_memory else None
+        # For the process that unpickles the pipeline, which may run in another folder.
+        self._arguments = {"model": _absolute(model), "tokenizer": _absolute(self._tokenizer), **arguments}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _build, (type(self), self._arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"The pipeline has no attribute {name!r}. {_INSTEAD.get(name, 'Its model is behind .reader.')}"
+        )
+
+    @property
+    def model(self) -> Any:
+        """The transformers model: the one that was given, or the one that backend torch loaded."""
+        backend: Any = self.reader.backend
+        return backend.network if self._module is None else self._module
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers: the one that was given, or that of the model's folder, which is loaded now."""
+        given, folder = self._tokenizer, self.reader.checkpoint.path
+        if given is not None and not is_name(given):
+            return given
+        if not installed("transformers") or (given is None and not folder.is_dir()):
+            raise AttributeError
+        import transformers
+
+        return transformers.AutoTokenizer.from_pretrained(str(folder if given is None else find(given)))
+
+    @property
+    def device(self) -> Any:
+        """Where the model computes: a `torch.device` on backend torch, else its name, such as "cpu"."""
+        backend = self.reader.backend
+        if backend.name != "torch" or "," in backend.device:
+            return backend.device
+        import torch
+
+        return torch.device(backend.device)
+
+    @property
+    def dtype(self) -> Any:
+        """The `torch.dtype` of the model on backend torch."""
+        return self.model.dtype
+
+    torch_dtype = dtype
+
+    @property
+    def framework(self) -> str:
+        """What computes: "pt" on backend torch, else the backend's name."""
+        return "pt" if self.reader.backend.name == "torch" else self.reader.backend.name
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], safe_serialization: bool = True) -> None:
+        """Write the model, its tokenizer and its settings to a folder.
+
+        Raises:
+            InputError: the folder is a file, is the model's own, or cannot be written; pickled weights are asked for.
+        """
+        if not safe_serialization:
+            raise InputError(
+                f"safe_serialization is {safe_serialization!r}. spanqa writes safetensors only. Leave it out."
+            )
+        save(self.reader, self._module, self._tokenizer, save_directory)
 
     @staticmethod
     def create_sample(question: str | list[str], context: str | list[str]) -> Any:
@@ -114,30 +196,34 @@ class QuestionAnsweringPipeline:
         """Yield the result of each item; consecutive items with equal window settings share batches."""
         encoded = (self._encode(question, context, settings) for question, context in items)
         for windows, group in groupby(encoded, key=lambda item: self._windows(item[0], item[1], settings)):
-            reader = self.reader.with_settings(windows=windows, answers=AnswerSettings(settings.max_answer_len))
+            reader = self.reader.with_settings(windows=windows)
             for reading in reader.forward((question, [passage]) for question, passage in group):
                 answers = self._decode(reading, settings)
                 yield answers[0] if len(answers) == 1 else answers
 
     def _encode(self, question: str, context: str, settings: CallSettings) -> tuple[Tokens, Passage]:
-        """Encode both texts once, and cut the question to its first `max_question_len` tokens."""
+        """Encode both texts once, and cut the question at `max_question_len`; at half of a window that this would fill."""
         tokens = self.reader.checkpoint.tokenizer.encode(question)
-        return tokens.first(settings.max_question_len), self.reader.prepare(context)
+        room = self._length(settings) - self.reader.checkpoint.tokenizer.template.special_tokens
+        kept = tokens.first(settings.max_question_len)
+        return kept if len(kept) < room else tokens.first(max(1, room // 2)), self.reader.prepare(context)
+
+    def _length(self, settings: CallSettings) -> int:
+        return min(384, self.reader.windows.max_seq_length) if settings.max_seq_len is None else settings.max_seq_len
 
     def _windows(self, question: Tokens, passage: Passage, settings: CallSettings) -> WindowSettings:
-        checkpoint = self.reader.checkpoint
-        length = min(384, checkpoint.max_seq_length) if settings.max_seq_len is None else settings.max_seq_len
-        room = length - checkpoint.tokenizer.template.special_tokens - len(question)
+        length = self._length(settings)
+        room = length - self.reader.checkpoint.tokenizer.template.special_tokens - len(question)
         overlap = min(length // 2, 128) if settings.doc_stride is None else settings.doc_stride
         fits = overlap < room or (settings.doc_stride is not None and len(passage.tokens) > room)
-        return WindowSettings(length, overlap if fits else None, settings.max_question_len)
+        return WindowSettings(length, overlap if fits else None, min(settings.max_question_len, length))
 
     def _decode(self, reading: Reading, settings: CallSettings) -> list[dict[str, Any]]:
         """Return the best answers to one question, each span once, with the probability of its best token span."""
         passage, windows = reading.passages[0], reading.logits[0]
         bounds = passage.tokens.offsets
         words = passage.tokens.word_bounds() if settings.align_to_words else bounds
-        band = margins(passage, windows, settings.max_answer_len)
+        band = margins(passage, windows, min(settings.max_answer_len, len(passage.tokens)))
         calibration = self.reader.calibration
         probabilities = Probabilities(
             float(band.max(initial=-np.inf)), log_sum_exp(band, calibration.temperature), calibration
@@ -172,6 +258,14 @@ class QuestionAnsweringPipeline:
         return sorted(answers, key=lambda answer: answer["score"], reverse=True)[: settings.top_k]
 
 
+def _absolute(given: Any) -> Any:
+    return str(Path(given).expanduser().resolve()) if is_name(given) and Path(given).expanduser().is_dir() else given
+
+
+def _build(kind: type[QuestionAnsweringPipeline], arguments: dict[str, Any]) -> QuestionAnsweringPipeline:
+    return kind(**arguments)
+
+
 def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[int, int, float]]:
     """Yield the best token spans of a window (first, last, probability), more than the number of answers requested.
 
@@ -195,34 +289,3 @@ def _null_probability(window: WindowLogits) -> float:
     start = window.null_start - log_sum_exp(np.append(window.start, np.float32(window.null_start)))
     end = window.null_end - log_sum_exp(np.append(window.end, np.float32(window.null_end)))
     return math.exp(start + end)
-
-
-def revive_transformers_pipeline() -> None:
-    """Make `transformers.pipeline("question-answering", ...)` work again on transformers 5, with this pipeline.
-
-    This registers the pipeline with transformers' own registry and removes the task from its table of removed tasks. Call it once,
-    before the old code runs. Nothing else in transformers changes. The default model is the old default of transformers.
-
-    Raises:
-        NotInstalledError: transformers is not installed.
-        InputError: this version of transformers still has the task.
-    """
-    require("transformers")
-    import transformers
-    from transformers import pipelines
-
-    registry = pipelines.PIPELINE_REGISTRY
-    known = registry.supported_tasks.get(TASK)
-    if known is not None and known["impl"] is not QuestionAnsweringPipeline:
-        raise InputError(
-            f"transformers {transformers.__version__} still has its own {TASK!r} pipeline. There is nothing to revive."
-        )
-    getattr(pipelines, "REMOVED_TASKS", {}).pop(TASK, None)
-    if known is None:
-        registry.register_pipeline(
-            TASK,
-            pipeline_class=QuestionAnsweringPipeline,
-            pt_model=transformers.AutoModelForQuestionAnswering,
-            default={"model": ("distilbert/distilbert-base-cased-distilled-squad", "564e9b5")},
-            type="text",
-        )
