@@ -198,7 +198,7 @@ def test_an_answer_length_that_is_no_count_is_refused(value: Any) -> None:
         AnswerSettings(max_answer_tokens=value)
 
 
-@pytest.mark.parametrize("value", [math.nan, "high", None, math.inf, True, -(10**400)])
+@pytest.mark.parametrize("value", [math.nan, "high", None, True, -(10**400)])
 def test_a_threshold_that_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(
         InputError, match=rf"no_answer_threshold is '?{str(value)[:50]}.*; expected a number from -inf to"

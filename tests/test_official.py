@@ -29,6 +29,17 @@ def window(start, end, null=(0.0, 0.0), first=0):
 PIER = words("Anna Kestrel built the pier")
 
 
+def test_an_answer_length_beyond_the_window_costs_nothing() -> None:
+    generator = np.random.default_rng(0)
+    where = np.array([[place, place + 1] for place in range(20)], np.int32)
+    passage = Passage("x" * 20, Tokens(np.zeros(20, np.int32), where))
+    windows = [WindowLogits(0, *generator.standard_normal((2, 20)).astype(np.float32), 0.0, 0.0)]
+    longest, all_of_it = (
+        official_answer(passage, windows, OfficialSettings(max_answer_tokens=tokens), "squad_v2") for tokens in (10**9, 20)
+    )
+    assert longest == all_of_it
+
+
 def test_the_best_span_answers_when_it_beats_no_answer():
     decision = official_answer(PIER, [window([4, 0, 0, 0, 0], [0, 3, 0, 0, 0], null=(1.0, 2.0))])
     assert decision.text == "Anna Kestrel"

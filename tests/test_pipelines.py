@@ -206,6 +206,13 @@ def test_answers_have_the_old_keys_and_a_probability_and_reproduce_the_text(read
     assert all(0 <= answer["score"] <= 1 and 0 <= answer["probability"] <= 1 for answer in answers)
 
 
+@pytest.mark.parametrize("align_to_words", [True, False])
+def test_an_answer_length_beyond_the_context_costs_nothing(reader: Reader, align_to_words: bool) -> None:
+    call = {"question": "Who built the pier?", "context": "The pier was built by Anna Kestrel.", "top_k": 3}
+    qa = pipeline(model=reader, align_to_words=align_to_words)
+    assert qa(**call, max_answer_len=10**9) == qa(**call, max_answer_len=20)
+
+
 def test_scores_never_exceed_one_however_many_windows_contain_the_answer(reader: Reader) -> None:
     answer = pipeline(model=reader)(
         question="Who is the harbour master?", context=HARBOUR, max_seq_len=64, doc_stride=50

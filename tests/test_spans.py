@@ -64,6 +64,21 @@ def test_a_window_merged_twice_changes_nothing() -> None:
     np.testing.assert_array_equal(passage_band(windows, 14, 6), passage_band([*windows, *windows[::-1]], 14, 6))
 
 
+def test_an_answer_length_beyond_the_window_costs_nothing() -> None:
+    """A thousand windows: 10**9 tokens give the band of the window's own length, and no memory is taken for more."""
+    generator = np.random.default_rng(0)
+    for _ in range(1000):
+        length = int(generator.integers(0, 40))
+        start, end = generator.standard_normal((2, length)).astype(np.float32)
+        expected = span_band(start, end, max(length, 1))
+        np.testing.assert_array_equal(span_band(start, end, 10**9), expected)
+        shorter = WindowLogits(0, start[: length // 2], end[: length // 2], 0.0, 0.0)
+        windows = [WindowLogits(0, start, end, 0.0, 0.0), shorter]
+        np.testing.assert_array_equal(
+            passage_band(windows, length, 10**9), passage_band(windows, length, max(length, 1))
+        )
+
+
 def test_a_band_is_not_wider_than_the_longest_span_in_a_window() -> None:
     window = WindowLogits(0, np.zeros(4, np.float32), np.zeros(4, np.float32), 0.0, 0.0)
     assert passage_band([window], 4, max_answer_tokens=1_000_000_000).shape == (4, 4)

@@ -44,7 +44,7 @@ _LAYERS = Bound(1, 1_000)
 _HEADS = Bound(1, 1_024)
 _EPSILON = Bound(1e-30, 0.1, whole=False)
 _TOKENS = Bound(1, 1_000_000_000)
-_THRESHOLD = Bound(-math.inf, 1_000_000_000, whole=False)
+_THRESHOLD = Bound(-math.inf, math.inf, whole=False)
 
 CONFIG: Mapping[str, Bound] = {
     "vocab_size": Bound(1, 10_000_000),
@@ -72,7 +72,7 @@ SETTINGS: Mapping[str, Bound] = {
     "b": Bound(1e-6, 1_000_000, whole=False),
     "temperature": Bound(1e-3, 1_000, whole=False),
 }
-"""Fields of spanqa.json and arguments of the same meaning. A threshold of minus infinity is "always answer"."""
+"""Fields of spanqa.json and arguments of the same meaning. A threshold of -inf is "always answer", of inf "never"."""
 
 
 def check(names: Iterable[str], values: Mapping[str, Any], table: Mapping[str, Bound] = SETTINGS) -> None:

@@ -37,14 +37,16 @@ Taken = tuple[Span, slice, NDArray[np.bool_]]
 def span_band(start: NDArray[np.float32], end: NDArray[np.float32], max_answer_tokens: int) -> NDArray[np.float32]:
     """Return start logit + end logit of every span, by first token and length: float32 `[token, length]`.
 
-    `band[i, n]` is the span of n + 1 tokens that starts at token i. Spans that would leave the window are -inf.
+    `band[i, n]` is the span of n + 1 tokens that starts at token i. Spans that would leave the window are -inf. The band has no
+    length that exceeds the window, however large `max_answer_tokens` is.
 
         >>> span_band(np.float32([1, 2, 3]), np.float32([10, 20, 30]), max_answer_tokens=2).tolist()
         [[11.0, 21.0], [22.0, 32.0], [33.0, -inf]]
     """
-    ends = np.empty(len(end) + max_answer_tokens, np.float32)
+    longest = min(max_answer_tokens, len(end))
+    ends = np.empty(len(end) + longest, np.float32)
     ends[: len(end)], ends[len(end) :] = end, IMPOSSIBLE
-    sliding: NDArray[np.float32] = np.ndarray((len(end), max_answer_tokens), np.float32, ends, strides=2 * ends.strides)
+    sliding: NDArray[np.float32] = np.ndarray((len(end), longest), np.float32, ends, strides=2 * ends.strides)
     return start[:, None] + sliding
 
 
@@ -54,13 +56,15 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
     The margin of a span is the largest value, over the windows that contain all of it, of its span score minus that window's
     own null score. Spans that no window contains completely are -inf. The band has no lengths that exceed every window.
     """
-    longest = min(max_answer_tokens, max((len(window.start) for window in windows), default=0))
-    margins_of = [span_band(window.start - np.float32(window.null_score), window.end, longest) for window in windows]
+    margins_of = [
+        span_band(window.start - np.float32(window.null_score), window.end, max_answer_tokens) for window in windows
+    ]
     if len(windows) == 1 and len(windows[0].start) == tokens:
         return margins_of[0]
+    longest = max((margins.shape[1] for margins in margins_of), default=0)
     band = np.full((tokens, longest), IMPOSSIBLE, np.float32)
     for window, margins in zip(windows, margins_of, strict=True):
-        rows = band[window.first : window.first + len(window.start)]
+        rows = band[window.first : window.first + len(window.start), : margins.shape[1]]
         np.maximum(rows, margins, out=rows)
     return band
 

@@ -132,7 +132,7 @@ def _best_spans(
     bounds, logits = [np.empty((0, 2), np.int32)], [np.empty((0, 2), np.float32)]
     for window in windows:
         tokens = offsets[window.first : window.first + len(window.start)]
-        band = span_band(window.start, window.end, min(settings.max_answer_tokens, len(window.end)))
+        band = span_band(window.start, window.end, settings.max_answer_tokens)
         forbid_blank(band, tokens)
         first, extent = _largest(band, settings.n_best)
         bounds.append(np.stack([tokens[first, 0], tokens[first + extent, 1]], 1))

@@ -275,7 +275,7 @@ def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[
         logits - np.float32(log_sum_exp(np.append(logits, np.float32(null))))
         for logits, null in ((window.start, window.null_start), (window.end, window.null_end))
     )
-    band = span_band(start, end, min(settings.max_answer_len, len(end)))
+    band = span_band(start, end, settings.max_answer_len)
     count = min(band.size, 2 * settings.top_k + 10)
     best = np.argpartition(-band, count - 1, axis=None)[:count]
     for index in best[np.argsort(-band.ravel()[best], kind="stable")]:
