@@ -493,3 +493,27 @@ def test_a_forked_child_answers_or_says_at_once_that_it_cannot(name: str, tiny: 
             f"This process was forked after the model was loaded, and backend '{name}' does not work"
         )
         assert "multiprocessing's 'spawn'" in said
+
+
+# --- progress
+
+
+def test_progress_counts_the_windows_that_have_been_read() -> None:
+    with Engine(Echo()) as engine:
+        told: list[tuple[int, int]] = []
+        windows = [window(length) for length in (90, 90, 40, 40, 90)]
+        assert_same(
+            engine.submit(windows, progress=lambda done, total, note="": told.append((done, total))).result(), windows
+        )
+    assert told == sorted(told) and len(told) > 1
+    assert told[-1] == (5, 5)
+
+
+def test_an_error_of_the_progress_display_is_that_of_its_request_alone() -> None:
+    def broken(done: int, total: int, note: str = "") -> None:
+        raise RuntimeError("no terminal")
+
+    with Engine(Echo()) as engine:
+        with pytest.raises(RuntimeError, match="no terminal"):
+            engine.submit([window(90), window(90)], progress=broken).result()
+        assert_same(engine.submit([window(90), window(90)]).result(), [window(90), window(90)])

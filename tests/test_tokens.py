@@ -16,6 +16,7 @@ import pytest
 import regex
 import tokenizers
 from hypothesis import assume, given
+from tokenizers import normalizers, pre_tokenizers
 
 import tiny as tiny_checkpoints
 from spanqa import tokens as tokens_module
@@ -493,3 +494,84 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     command = [sys.executable, "-c", program, str(tiny("bert"))]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "2\n0\n"
+
+
+def with_parts(tokenizer: tokenizers.Tokenizer, **parts: Any) -> tokenizers.Tokenizer:
+    """A tokenizer with other parts."""
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer
+
+
+PIECEWISE: dict[str, tuple[Callable[[], tokenizers.Tokenizer], int]] = {
+    "WordPiece": (tiny_checkpoints.word_piece, 250),
+    "byte-level BPE": (tiny_checkpoints.byte_level, 250),
+    "byte-level BPE with a space before": (
+        lambda: with_parts(
+            tiny_checkpoints.byte_level(), pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)
+        ),
+        100,
+    ),
+    "byte-level BPE that strips": (
+        lambda: with_parts(tiny_checkpoints.byte_level(), normalizer=normalizers.Strip()),
+        30,
+    ),
+    "SentencePiece as XLM-R's": (tiny_checkpoints.unigram, 250),
+    "SentencePiece": (lambda: with_parts(tiny_checkpoints.unigram(), pre_tokenizer=pre_tokenizers.Metaspace()), 100),
+    "SentencePiece, mark at the start only": (
+        lambda: with_parts(tiny_checkpoints.unigram(), pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="first")),
+        100,
+    ),
+    "SentencePiece without words": (
+        lambda: with_parts(tiny_checkpoints.unigram(), pre_tokenizer=pre_tokenizers.Metaspace(split=False)),
+        30,
+    ),
+}
+"""Name -> a tokenizer, and on how many texts it is tried: more than 1,000 in all."""
+
+WORDS = [word for sentence in tiny_checkpoints.SENTENCES.splitlines() for word in sentence.split()]
+ODD = ["<mask>", "e\u0301", "\u0301", "ﬁ", "¨", "\u3000", "한국어", "ก็", "🙂", "👨‍👩‍👧", "\u200d", "x" * 130, "ΑΣ", "½"]
+SEPARATORS = [" "] * 8 + ["  ", "\n", "\n\n", "\t", " \n", "\u00a0", "\u2028", "", ""]
+
+
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_a_long_text_is_encoded_in_pieces_that_give_the_tokens_of_the_whole(
+    ours: Callable[[str], Tokenizer], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    make, rounds = PIECEWISE[name]
+    tokenizer = Tokenizer(make(), ours("bert").template)
+    draw, cuts = random.Random(0), 0
+    for _ in range(rounds):
+        text = "".join(draw.choice(WORDS + ODD) + draw.choice(SEPARATORS) for _ in range(draw.randrange(5, 100)))
+        whole = tokenizer.encode(text)
+        monkeypatch.setattr(tokens_module, "PIECE", 64)
+        monkeypatch.setattr(tokens_module, "_CONTEXT", 48)
+        pieces = tokenizer.prepare(text).tokens
+        cuts += len(tokenizer._cuts(text)) - 2
+        monkeypatch.undo()
+        for array in ("ids", "offsets", "words"):
+            np.testing.assert_array_equal(getattr(pieces, array), getattr(whole, array), err_msg=f"{array} of {text!r}")
+    if name != "SentencePiece without words":
+        assert cuts > rounds
+
+
+def test_parts_of_a_text_have_their_places_in_the_whole(ours: Callable[[str], Tokenizer]) -> None:
+    text = "Anna built it. Tomas laid a cable. Anna left."
+    passage = ours("bert").prepare_parts(text, [(0, 14), (35, 45)], "harbour.txt")
+    assert passage.parts is not None
+    (first, middle), (_, last) = passage.parts
+    assert "".join(text[start:end] for start, end in passage.tokens.offsets[first:middle].tolist()) == "Annabuiltit."
+    assert "".join(text[start:end] for start, end in passage.tokens.offsets[middle:last].tolist()) == "Annaleft."
+    assert (passage.text, passage.source, passage.tokenizer) == (text, "harbour.txt", ours("bert"))
+    assert np.all(np.diff(passage.tokens.words) >= 0)
+    copy = pickle.loads(pickle.dumps(passage))
+    assert copy.parts == passage.parts
+    assert ours("bert").prepare_parts(text, []).parts == ()
+
+
+def test_half_a_surrogate_pair_in_a_long_text_is_refused_at_its_place(
+    ours: Callable[[str], Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens_module, "PIECE", 64)
+    with pytest.raises(InputError, match="at position 500"):
+        ours("bert").prepare("word " * 100 + "\ud800" + " word" * 100)

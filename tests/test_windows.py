@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import InputError, QuestionTooLongError
 from spanqa.tokens import Template, Tokens
-from spanqa.windows import WindowSettings, make_windows
+from spanqa.windows import WindowSettings, cut, make_windows
 from strategies import templates, tokens
 
 BERT = Template(((2, 0),), ((3, 0),), ((3, 1),), question_type=0, passage_type=1)
@@ -116,3 +117,19 @@ def test_an_overlap_that_leaves_no_step_is_refused() -> None:
 def test_settings_that_are_no_count_of_tokens_are_refused(field: str, value: object, least: int) -> None:
     with pytest.raises(InputError, match=rf"{field} is {value!r}; expected a whole number from {least} to"):
         WindowSettings(**{field: value})
+
+
+def test_no_window_holds_tokens_of_two_parts_of_a_passage() -> None:
+    tokenizer = open_checkpoint("spanqa-mini").tokenizer
+    text = "word " * 40
+    passage = tokenizer.prepare_parts(text, [(0, 50), (75, 80), (100, 200)])
+    [windows] = cut("who", [passage], tokenizer, WindowSettings(12, 2))
+    assert [(window.first, window.stop) for window in windows] == [
+        (0, 8),
+        (6, 10),
+        (10, 11),
+        (11, 19),
+        (17, 25),
+        (23, 31),
+    ]
+    assert cut("who", [tokenizer.prepare_parts(text, [])], tokenizer) == [[]]

@@ -12,7 +12,7 @@ Source: Robertson & Zaragoza 2009.
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -104,8 +104,10 @@ class TextIndex:
         count = most = max_windows or LIKELY_WINDOWS
         while True:
             passages = self._passages(likely[:count])
+            if count == 1:
+                passages = self._shortened(tokens, passages, most)
             read = self._count(tokens, passages)
-            if read <= most or count == 1:
+            if read <= most:
                 return Choice(passages, read, max(read + 1, total), bool(scores.any()))
             count = max(1, min(count - 1, count * most // read))
 
@@ -175,6 +177,15 @@ class TextIndex:
             return np.zeros(len(self._blocks), np.float32)
         scores: NDArray[np.float32] = index.get_scores_from_ids(known)
         return scores
+
+    def _shortened(self, question: Tokens, passages: Sequence[Passage], most: int) -> tuple[Passage, ...]:
+        """Return the passages with parts of at most so many windows."""
+        room, overlap = room_and_overlap(question, self.reader.checkpoint.tokenizer.template, self.reader.windows)
+        longest = room + (most - 1) * (room - overlap)
+        return tuple(
+            replace(passage, parts=tuple((first, min(stop, first + longest)) for first, stop in passage.parts or ()))
+            for passage in passages
+        )
 
     def _passages(self, chosen: NDArray[np.int_]) -> tuple[Passage, ...]:
         """Return every text, of which the blocks chosen are to be read, with some text on both sides."""
