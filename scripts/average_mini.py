@@ -33,7 +33,8 @@ def main() -> None:
     }
     save_file(mixed, work / "model.safetensors", {"format": "pt"})
     reader = Reader.load(work)
-    tuned = fit(gather(reader, questions), reader.answers.no_answer_threshold, questions_sha256(questions))
+    stored, digest = reader.answers.no_answer_threshold, questions_sha256(questions)
+    tuned = fit(gather(reader, questions), stored, reader.calibration, digest)
     store(reader.checkpoint, tuned)
     settings = read_settings(work)
     averaged = {

@@ -320,7 +320,7 @@ def test_evaluate_reads_rows_and_lists_of_predictions(tmp_path: Path, command: C
     for wrong, message in (
         ([*predictions, predictions[0]], "9 predictions for 8 ids"),
         ([{"id": "1"}], "a list of objects with id and prediction_text; found"),
-        (predictions[:-1] + [{k: v for k, v in predictions[-1].items() if "no" not in k}], "1 of 8 questions have no no-answer score"),
+        ([*predictions[:-1], {k: v for k, v in predictions[-1].items() if "no" not in k}], "1 of 8 questions have no no-answer score"),
     ):  # fmt: skip
         (tmp_path / "list.json").write_text(json.dumps(wrong))
         fails(command("evaluate", tmp_path / "rows.csv", "--predictions", tmp_path / "list.json"), message)

@@ -210,12 +210,12 @@ def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
-    with claimed(tmp_path / "out"):
-        with (
-            pytest.raises(InputError, match=r"Another run writes to .*out'\. Wait until it is done"),
-            claimed(tmp_path / "out"),
-        ):
-            raise AssertionError("not reached")
+    with (
+        claimed(tmp_path / "out"),
+        pytest.raises(InputError, match=r"Another run writes to .*out'\. Wait until it is done"),
+        claimed(tmp_path / "out"),
+    ):
+        raise AssertionError("not reached")
     with claimed(tmp_path / "out"):
         assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "file").write_text("")

@@ -1,14 +1,17 @@
 """The threshold and the calibration: fitted, stored, used."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spanqa.calibration import Calibration
 from spanqa.checkpoint import find, open_checkpoint
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate import Outcome, question_scores
@@ -40,7 +43,7 @@ def made(count: int = 20_000, a: float = 1.5, b: float = 0.7, temperature: float
 
 
 def test_the_fit_finds_what_the_data_were_drawn_from() -> None:
-    tuned = fit(made(), 0.0, "sha")
+    tuned = fit(made(), 0.0, Calibration(), "sha")
     assert tuned.calibration.a == pytest.approx(1.5, abs=0.1)
     assert tuned.calibration.b == pytest.approx(0.7, abs=0.05)
     assert tuned.calibration.temperature == pytest.approx(2.0, rel=0.12)
@@ -55,7 +58,7 @@ def test_the_fit_finds_what_the_data_were_drawn_from() -> None:
 @pytest.mark.parametrize("criterion", ["f1", "exact"])
 def test_no_threshold_does_better_than_the_fitted_one(criterion: str) -> None:
     outcomes = made(500)
-    tuned = fit(outcomes, 0.0, "sha", criterion)  # type: ignore[arg-type]
+    tuned = fit(outcomes, 0.0, Calibration(), "sha", criterion)  # type: ignore[arg-type]
     scores, answerable, f1 = (column(outcomes, name) for name in ("score", "answerable", "best_f1"))
 
     def value(threshold: float) -> float:
@@ -68,22 +71,23 @@ def test_no_threshold_does_better_than_the_fitted_one(criterion: str) -> None:
 
 def test_a_wanted_precision_is_kept_and_the_threshold_is_the_lowest() -> None:
     outcomes = made(2000)
-    tuned = fit(outcomes, 0.0, "sha", "precision", 0.7)
+    tuned = fit(outcomes, 0.0, Calibration(), "sha", "precision", 0.7)
     assert tuned.no_answer_threshold is not None
     scores, right = column(outcomes, "score"), column(outcomes, "answerable") & (column(outcomes, "best_f1") >= 0.5)
     assert right[scores >= tuned.no_answer_threshold].mean() >= 0.7
     for lower in np.sort(scores[scores < tuned.no_answer_threshold])[::-1]:
         assert right[scores >= lower].mean() < 0.7
     with pytest.raises(InputError, match=r"No threshold makes 100% of the answers right on this data\. The most is \d"):
-        fit(made(50, temperature=50.0), 0.0, "sha", "precision", 1.0)
+        fit(made(50, temperature=50.0), 0.0, Calibration(), "sha", "precision", 1.0)
     with pytest.raises(InputError, match=r"precision is None; expected a share above 0 and at most 1"):
-        fit(outcomes, 0.0, "sha", "precision")
+        fit(outcomes, 0.0, Calibration(), "sha", "precision")
 
 
 def test_where_every_question_has_an_answer_the_threshold_stays() -> None:
-    tuned = fit([outcome for outcome in made(500) if outcome.answerable], 0.0, "sha")
-    assert tuned.no_answer_threshold is None
+    tuned = fit([outcome for outcome in made(500) if outcome.answerable], 0.0, Calibration(), "sha")
+    assert tuned.no_answer_threshold == 0.0
     assert (tuned.calibration.a, tuned.calibration.b) == (0.0, 1.0)
+    assert list(tuned.fitted) == ["temperature"]
 
 
 def test_the_calibration_error_by_hand() -> None:
@@ -109,28 +113,141 @@ def test_what_is_fitted_agrees_with_what_the_reader_answers(mini: Reader) -> Non
             gather(mini, nothing)
 
 
-def test_what_is_stored_is_used(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+# --- what the data can decide
+
+
+def test_few_questions_replace_a_good_threshold_seldom_and_many_replace_a_bad_one() -> None:
+    large = made(20_000)
+    scores, answerable, f1 = (column(large, name) for name in ("score", "answerable", "best_f1"))
+
+    def value(threshold: float) -> float:
+        return 100 * float(np.where(scores >= threshold, f1 * answerable, ~answerable).mean())
+
+    good = max(np.linspace(-5, 15, 201), key=value)
+    fits = [fit(made(60, seed=seed), good, Calibration(1.5, 0.7, 2.0, "old"), "sha") for seed in range(25)]
+    wildest = max(abs(each.fitted["no_answer_threshold"].best - good) for each in fits)
+    assert wildest > 4  # measured: 7.9; it was stored
+    assert sum(each.fitted["no_answer_threshold"].stored for each in fits) <= 3  # measured: 0
+    assert sum(each.fitted["a"].stored for each in fits) <= 3  # measured: 0
+    assert sum(each.fitted["temperature"].stored for each in fits) <= 3  # measured: 0
+    assert min(value(each.no_answer_threshold) for each in fits) > value(good) - 3  # measured: the same
+    bad = fit(made(600), good - 6, Calibration(), "sha")
+    assert all(each.stored for each in bad.fitted.values())
+    assert value(bad.no_answer_threshold) > value(good) - 2
+
+
+def test_the_interval_covers_what_the_data_were_drawn_from() -> None:
+    """A 95 % interval of a and b, and of a temperature on a grid with steps of 7 %."""
+    covered = {"a": 0, "b": 0, "temperature": 0}
+    for seed in range(20):
+        fitted = fit(made(200, seed=seed), 0.0, Calibration(), "sha").fitted
+        for name, true in (("a", 1.5), ("b", 0.7), ("temperature", 2.0)):
+            covered[name] += fitted[name].low - 1e-9 <= true <= fitted[name].high + 0.15
+            assert fitted[name].low <= fitted[name].best <= fitted[name].high
+    assert min(covered.values()) >= 15  # measured: 19 of 20 each
+
+
+def test_of_too_few_questions_nothing_is_stored() -> None:
+    outcomes = [each for each in made(4000, temperature=16.0) if each.answerable]
+    without = [each for each in made(4000) if not each.answerable]
+    few = fit([*outcomes, *without[:9]], 99.0, Calibration(), "sha").fitted
+    assert [name for name, each in few.items() if each.stored] == ["temperature"]
+    assert fit([*outcomes, *without[:10]], 99.0, Calibration(), "sha").fitted["no_answer_threshold"].stored
+    few = fit([*outcomes[:9], *without], 99.0, Calibration(), "sha").fitted
+    assert not any(each.stored for each in few.values())
+
+
+def test_data_of_one_kind_and_single_questions_can_be_fitted() -> None:
+    for outcomes in (made(1), made(2), made(3), [made(1)[0]] * 5):
+        tuned = fit(outcomes, 1.0, Calibration(), "sha")
+        assert (tuned.no_answer_threshold, tuned.calibration) == (1.0, Calibration())
+
+
+# --- stored
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The questions of the harbour, several times: enough to decide."""
+    rows = [
+        {"question": each.question, "context": each.passage, "answers": [answer.text for answer in each.answers]}
+        for each in read_squad(HARBOUR)
+        for _ in range(2 if each.answers else 5)
+    ]
+    path = tmp_path_factory.mktemp("questions") / "rows.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def a_bad_model(folder: Path) -> Path:
+    """A copy of the bundled model that leaves everything unanswered."""
     shutil.copytree(find("spanqa-mini"), folder)
-    command = [sys.executable, "-m", "spanqa", "tune", str(HARBOUR), "--model", str(folder)]
-    shown = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True).stdout
-    assert "nothing was written" in shown
-    before = json.loads((folder / "spanqa.json").read_text()) if (folder / "spanqa.json").exists() else None
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    tuned = json.loads(done.stdout)
+    settings = json.loads((folder / "spanqa.json").read_text())
+    settings["answers"]["no_answer_threshold"] = 50.0
+    (folder / "spanqa.json").write_text(json.dumps(settings))
+    return folder
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_what_is_stored_is_used(tmp_path: Path, questions: Path, command: Command) -> None:
+    folder = a_bad_model(tmp_path / "model")
+    before = (folder / "spanqa.json").read_bytes()
+    shown = command("tune", questions, "--model", folder, "--dry-run").stdout
+    assert "nothing was written" in shown and re.search(r"no answer threshold +50.000 +.* to .*", shown)
+    assert (folder / "spanqa.json").read_bytes() == before
+    tuned = json.loads(command("tune", questions, "--model", folder, "--json").stdout)
+    assert tuned["fitted"]["no_answer_threshold"]["stored"] and tuned["no_answer_threshold"] < 10
     reader = Reader.load(folder)
     assert reader.calibrated
     assert reader.calibration.b == tuned["calibration"]["b"]
     assert reader.answers.no_answer_threshold == tuned["no_answer_threshold"]
-    assert before != json.loads((folder / "spanqa.json").read_text())
-    assert [path.name for path in folder.iterdir() if path.name.startswith("tmp")] == []
+    assert [path.name for path in folder.iterdir() if path.name.startswith((".", "tmp"))] == []
+
+
+def test_what_eight_questions_cannot_decide_is_kept(tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(find("spanqa-mini"), folder)
+    before = json.loads((folder / "spanqa.json").read_text())
+    done = command("tune", HARBOUR, "--model", folder)
+    assert "0.703, kept" in done.stdout and "kept: the data do not show that another value is better" in done.stdout
+    assert json.loads((folder / "spanqa.json").read_text()) == before
+
+
+def test_a_model_that_is_not_the_users_is_tuned_in_a_copy(
+    tmp_path: Path, questions: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundled = find("spanqa-mini")
+    before = (bundled / "spanqa.json").read_bytes()
+    cached = a_bad_model(tmp_path / "hub" / "models--anna--kestrel" / "snapshots" / "0123abc")
+    (tmp_path / "link").symlink_to(bundled)
+    monkeypatch.setattr("spanqa.checkpoint._fetch", lambda name, revision: cached)
+    for model, owner in (
+        ("spanqa-mini", "comes with spanqa"), (bundled, "comes with spanqa"), (tmp_path / "link", "comes with spanqa"),
+        ("anna/kestrel", "is in the cache of the hub"), (cached, "is in the cache of the hub"),
+    ):  # fmt: skip
+        done = command("tune", questions, "--model", model)
+        assert done.returncode == 1
+        assert f"{owner} and must stay as it is. Write a copy with the new settings: --out DIR." in done.stderr
+    (cached / "model.sig").write_text("signed")
+    out = tmp_path / "copy"
+    done = command("tune", questions, "--model", "anna/kestrel", "--out", out)
+    assert done.stdout.splitlines()[-1] == f"stored in a copy: {out}"
+    assert Reader.load(out).answers.no_answer_threshold < 10
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in cached.iterdir() if path.name not in ("model.sig", "training")
+    )
+    again = command("tune", questions, "--model", "anna/kestrel", "--out", out)
+    assert (again.returncode, "already exists. Choose a new path" in again.stderr) == (1, True)
+    assert (bundled / "spanqa.json").read_bytes() == before
 
 
 def test_a_model_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     shutil.copytree(find("spanqa-mini"), folder)
     checkpoint = open_checkpoint(folder)
-    tuned = fit(made(100), 0.0, "sha")
+    tuned = fit(made(100), 0.0, Calibration(), "sha")
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -3,16 +3,28 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spanqa.cli import options
 
+if TYPE_CHECKING:
+    from spanqa.evaluate.tune import Tuned
+
 
 def tune(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A SQuAD file that the model was not trained on.")],
-    model: Annotated[str, typer.Option(help="The model's folder; its spanqa.json is written.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Labelled questions that the model was not trained on: SQuAD .json, .jsonl, .csv, ..."
+        ),
+    ],
+    model: Annotated[str, typer.Option(help="The model's folder; its spanqa.json is written. With --out, any model.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a copy of the model with the new settings; it must not exist."),
+    ] = None,
     criterion: Annotated[
         str, typer.Option(help="What the threshold should be best for: f1, exact, or precision.")
     ] = "f1",
@@ -25,41 +37,68 @@ def tune(
         int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
     ] = None,
     as_json: options.Json = False,
+    revision: options.Revision = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     threads: options.Threads = None,
 ) -> None:
     """Fit the no-answer threshold and the probabilities on labelled questions, and store them with the model."""
-    from spanqa.evaluate.record import describe_file
-    from spanqa.evaluate.tune import fit, gather, store
-    from spanqa.squad import read_squad
+    from spanqa.evaluate.tune import check_is_own, fit, gather, store, store_copy
+    from spanqa.files import check_is_new
+    from spanqa.tables import read_examples
 
     if criterion not in ("f1", "exact", "precision"):
         raise typer.BadParameter(f"{criterion!r}: choose f1, exact or precision", param_hint="--criterion")
     if (criterion == "precision") != (precision is not None):
         raise typer.BadParameter("it goes with --criterion precision", param_hint="--precision")
-    examples = read_squad(data)[:max_questions]
+    if out is not None:
+        check_is_new(out)
+    examples, source = read_examples(data)
     reader = options.load_reader(
-        model=model, revision=None, backend=backend, device=device, dtype=dtype, threads=threads
+        model=model, revision=revision, backend=backend, device=device, dtype=dtype, threads=threads
     )
+    if out is None and not dry_run:
+        check_is_own(reader.checkpoint)
     with options.progress_bar("questions") as progress:
-        outcomes = gather(reader, examples, progress)
-    tuned = fit(outcomes, reader.answers.no_answer_threshold, describe_file(data)["sha256"], criterion, precision)  # type: ignore[arg-type]
-    if not dry_run:
+        outcomes = gather(reader, examples[:max_questions], progress)
+    before = reader.answers.no_answer_threshold
+    tuned = fit(outcomes, before, reader.calibration, source["sha256"], criterion, precision)  # type: ignore[arg-type]
+    if dry_run:
+        written = "nothing was written"
+    elif out is not None:
+        store_copy(reader.checkpoint, tuned, out)
+        written = f"stored in a copy: {out}"
+    else:
         store(reader.checkpoint, tuned)
+        written = f"stored in {reader.checkpoint.path / 'spanqa.json'}"
     if as_json:
         typer.echo(json.dumps(asdict(tuned)))
         return
-    threshold = (
-        "unchanged: every question has an answer"
-        if tuned.no_answer_threshold is None
-        else f"{tuned.no_answer_threshold:.4f}"
-    )
-    calibration = tuned.calibration
-    typer.echo(f"no-answer threshold {threshold}  ({criterion} {tuned.value:.2f} on {tuned.questions:,} questions)")
+    _show(tuned)
+    typer.echo(written)
+
+
+def _show(tuned: "Tuned") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("before", "best here", "95 % interval", "from now on"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, each in tuned.fitted.items():
+        now = f"{each.best:.3f}" if each.stored else f"{each.before:.3f}, kept"
+        interval = f"{each.low:.3f} to {each.high:.3f}"
+        table.add_row(name.replace("_", " "), f"{each.before:.3f}", f"{each.best:.3f}", interval, now)
+    Console(highlight=False).print(table)
+    if "no_answer_threshold" not in tuned.fitted:
+        typer.echo("The threshold and the probability of no answer stay as they are: every question has an answer.")
+    if not all(each.stored for each in tuned.fitted.values()):
+        typer.echo(
+            "kept: the data do not show that another value is better. More questions may, with and without an answer."
+        )
     typer.echo(
-        f"calibration a {calibration.a:.4f}, b {calibration.b:.4f}, temperature {calibration.temperature:.4f}  "
-        f"(calibration error {tuned.ece_before:.4f} before, {tuned.ece_after:.4f} after)"
+        f"{tuned.criterion} {tuned.value:.2f} on {tuned.questions:,} questions; "
+        f"calibration error {tuned.ece_before:.4f} before, {tuned.ece_after:.4f} after"
     )
-    typer.echo("nothing was written" if dry_run else f"stored in {reader.checkpoint.path / 'spanqa.json'}")

@@ -73,11 +73,18 @@ def best_threshold(outcomes: Sequence[Outcome], metric: Metric, *, official: boo
     too; that is plainly wrong, and we do not follow it.
     """
     no_answer = np.array([-math.inf if outcome.score is None else -outcome.score for outcome in outcomes])
-    order = np.argsort(no_answer, kind="stable")
-    thresholds = no_answer[order]
     answerable = column(outcomes, "answerable")
     answered = np.array([bool(outcome.best_text) for outcome in outcomes])
     gains = np.where(answerable, column(outcomes, f"best_{metric}"), -1.0 * answered)
+    return best_cut(no_answer, answerable, gains, official=official)
+
+
+def best_cut(
+    no_answer: NDArray[np.float64], answerable: NDArray[np.bool_], gains: NDArray[np.float64], *, official: bool = False
+) -> tuple[float, float]:
+    """Return what `best_threshold` does, from no-answer scores and what answering each question adds to the total."""
+    order = np.argsort(no_answer, kind="stable")
+    thresholds = no_answer[order]
     totals = np.cumsum(np.concatenate([[np.count_nonzero(~answerable)], gains[order]]))
     if not official:
         totals[1:-1][thresholds[:-1] == thresholds[1:]] = -np.inf  # cuts inside a group of equal scores
@@ -88,7 +95,7 @@ def best_threshold(outcomes: Sequence[Outcome], metric: Metric, *, official: boo
         threshold = 0.0
     else:
         threshold = math.nextafter(float(thresholds[0]), -math.inf)
-    return 100.0 * float(totals[best]) / len(outcomes), threshold
+    return 100.0 * float(totals[best]) / len(no_answer), threshold
 
 
 def column(outcomes: Sequence[Outcome], name: str) -> NDArray[Any]:

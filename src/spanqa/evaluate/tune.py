@@ -7,44 +7,77 @@ answer" on M* (Platt 1999). The temperature is the most likely one for the share
 an answer (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.calibration import Calibration, Probabilities
-from spanqa.checkpoint import Checkpoint, write_settings
+from spanqa.checkpoint import SIGNATURE, Checkpoint, copy_checkpoint, write_settings
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.curves import expected_calibration_error
-from spanqa.evaluate.metrics import best_threshold, column
+from spanqa.evaluate.metrics import best_cut, column
 from spanqa.evaluate.outcomes import RIGHT, Outcome, collect
+from spanqa.files import new_folder
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.squad import Example
 
 Criterion = Literal["f1", "exact", "precision"]
 
+PACKAGE = Path(__file__).resolve().parents[1]
+
 TEMPERATURES = np.geomspace(0.25, 16, 61)
 """The temperatures that `fit` tries, each 7 % above the one before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What was fitted, and how well it does on the data it was fitted on.
+DRAWS = 200
+"""How often `fit` fits again, each time to as many questions, drawn with replacement."""
 
-    `no_answer_threshold` is None where there was none to fit. `value` is the criterion in percent. `ece_before` and
-    `ece_after` are the expected calibration error of what is returned at the threshold, without and with the calibration.
+FEWEST = 10
+"""Of fewer questions with an answer, or without one, nothing is fitted that depends on both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One fitted value: what fits the data best, its 95 % interval, what was stored before, and whether it replaces that.
+
+    The interval is that of a percentile bootstrap (Efron 1979). `gain` is how much better than `before` a new value is on
+    questions that it was not fitted to: in points of the criterion for the threshold, in log-likelihood per question for
+    the others. `gain_error` is its standard error.
     """
 
-    no_answer_threshold: float | None
+    best: float
+    low: float
+    high: float
+    before: float
+    gain: float
+    gain_error: float
+    stored: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What is stored from now on, and how well it does on the data it was fitted on.
+
+    `no_answer_threshold` and `calibration` are the fitted values where the data decide them, else those from before.
+    `value` is the criterion at the threshold, in percent. `ece_before` and `ece_after` are the expected calibration error of
+    what is returned, with the settings from before and with these. `fitted` has one entry for each value that could be
+    fitted: "no_answer_threshold", "a", "b", "temperature".
+    """
+
+    no_answer_threshold: float
     calibration: Calibration
     criterion: Criterion
     value: float
     questions: int
     ece_before: float
     ece_after: float
+    fitted: Mapping[str, Fitted]
 
 
 def gather(reader: Reader, examples: Sequence[Example], progress: Progress = silent) -> list[Outcome]:
@@ -62,7 +95,8 @@ def gather(reader: Reader, examples: Sequence[Example], progress: Progress = sil
 
 def fit(
     outcomes: Sequence[Outcome],
-    stored: float,
+    threshold: float,
+    calibration: Calibration,
     data_sha256: str,
     criterion: Criterion = "f1",
     precision: float | None = None,
@@ -70,31 +104,139 @@ def fit(
     """Return the threshold and the calibration that fit the outcomes, which come from `gather`.
 
     `criterion` is the best F1, the best exact match, or the lowest threshold at which `precision` of the answers given are
-    right. Where every question has an answer, there is no threshold to fit for F1 or exact match, and no `a` and `b`. The
-    threshold then stays `stored`, and the probability of "no answer" stays uncalibrated.
+    right. `threshold` and `calibration` are those from before. A value from before stays unless the new one gains more than
+    one standard error on questions that it was not fitted to, and unless there are `FEWEST` questions with an answer and as
+    many without one (the temperature needs the former only). A threshold for a precision is stored whatever it gains. Where
+    every question has an answer, there is no threshold to fit for F1 or exact match, and no `a` and `b`.
 
     Raises:
         InputError: a precision is missing, or no threshold reaches it.
     """
-    scores, answerable = column(outcomes, "score"), column(outcomes, "answerable")
-    mixed = bool(answerable.any() and not answerable.all())
-    threshold: float | None = None
-    if criterion == "precision":
-        if precision is None or not 0 < precision <= 1:
-            raise InputError(f"precision is {precision!r}; expected a share above 0 and at most 1.")
-        threshold, value = _lowest_threshold(scores, _best_is_right(outcomes), precision)
-    elif mixed:
-        value, no_answer_score = best_threshold(outcomes, criterion)
-        threshold = 0.0 - no_answer_score
-    else:
-        value = 100 * float(column(outcomes, f"best_{criterion}").mean())
-    a, b = _logistic(scores, ~answerable) if mixed else (0.0, 1.0)
-    calibration = Calibration(a, b, _temperature(outcomes), data_sha256)
-    least = stored if threshold is None else threshold
-    before, after = (
-        expected_calibration_error(*probabilities_at(outcomes, each, least)) for each in (Calibration(), calibration)
+    if criterion == "precision" and (precision is None or not 0 < precision <= 1):
+        raise InputError(f"precision is {precision!r}; expected a share above 0 and at most 1.")
+    data = _Data.of(outcomes)
+    fitted: dict[str, Fitted] = {}
+    for part in _parts(data, threshold, calibration, criterion, precision):
+        fitted |= _fit_part(part, len(outcomes))
+    now = {name: each.best if each.stored else each.before for name, each in fitted.items()}
+    least = now.pop("no_answer_threshold", threshold)
+    decided = any(fitted[name].stored for name in now)
+    new = replace(calibration, **now, data_sha256=data_sha256) if decided else calibration
+    return Tuned(
+        no_answer_threshold=least,
+        calibration=new,
+        criterion=criterion,
+        value=float(_values(data, least, criterion).mean()),
+        questions=len(outcomes),
+        ece_before=expected_calibration_error(*probabilities_at(outcomes, calibration, threshold)),
+        ece_after=expected_calibration_error(*probabilities_at(outcomes, new, least)),
+        fitted=fitted,
     )
-    return Tuned(threshold, calibration, criterion, value, len(outcomes), before, after)
+
+
+Rows = NDArray[np.integer[Any]]
+"""Which questions to fit to; one that is drawn twice counts twice."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Data:
+    """Outcomes as arrays, one row for each question. `likelihood` is that of right and wrong best spans, by temperature."""
+
+    scores: NDArray[np.float64]
+    answerable: NDArray[np.bool_]
+    f1: NDArray[np.float64]
+    exact: NDArray[np.float64]
+    right: NDArray[np.bool_]
+    likelihood: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Self:
+        answerable, right = column(outcomes, "answerable"), _best_is_right(outcomes)
+        logs = np.minimum(column(outcomes, "log_share"), -1e-9)
+        likelihood = np.where(right[:, None], logs, np.log(-np.expm1(logs))) * answerable[:, None]
+        f1, exact = column(outcomes, "best_f1"), column(outcomes, "best_exact")
+        return cls(column(outcomes, "score"), answerable, f1, exact, right, likelihood)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Values that are fitted together, and how: `quality` is how well they do on each question, higher is better."""
+
+    names: tuple[str, ...]
+    before: tuple[float, ...]
+    fit: Callable[[Rows], tuple[float, ...]]
+    quality: Callable[[tuple[float, ...]], NDArray[np.float64]]
+    enough: bool
+    asked: bool = False
+
+
+def _parts(
+    data: _Data, threshold: float, calibration: Calibration, criterion: Criterion, precision: float | None
+) -> Iterator[_Part]:
+    """Yield what the data allow to fit."""
+    with_answer = int(np.count_nonzero(data.answerable))
+    both = min(with_answer, len(data.answerable) - with_answer)
+
+    def fit_threshold(rows: Rows) -> tuple[float]:
+        scores, answerable = data.scores[rows], data.answerable[rows]
+        if criterion == "precision":
+            return (_lowest_threshold(scores, data.right[rows], precision or 1.0),)
+        gains = np.where(answerable, getattr(data, criterion)[rows], -1.0)
+        return (0.0 - best_cut(-scores, answerable, gains)[1],)
+
+    def fit_logistic(rows: Rows) -> tuple[float, float]:
+        return _logistic(data.scores[rows], ~data.answerable[rows])
+
+    def fit_temperature(rows: Rows) -> tuple[float]:
+        """Return the most likely temperature, if the best span of an answerable question is right as often as its share says."""
+        counts = np.bincount(rows, minlength=len(data.likelihood))
+        return (float(TEMPERATURES[int((counts @ data.likelihood).argmax())]),)
+
+    def threshold_quality(values: tuple[float, ...]) -> NDArray[np.float64]:
+        return _values(data, values[0], criterion)
+
+    def logistic_quality(values: tuple[float, ...]) -> NDArray[np.float64]:
+        z = values[0] - values[1] * data.scores
+        likelihood: NDArray[np.float64] = -np.logaddexp(0, np.where(data.answerable, z, -z))
+        return likelihood
+
+    def temperature_quality(values: tuple[float, ...]) -> NDArray[np.float64]:
+        return data.likelihood[:, int(np.argmin(np.abs(TEMPERATURES - values[0])))]
+
+    if both or criterion == "precision":
+        enough, asked = (with_answer if criterion == "precision" else both) >= FEWEST, criterion == "precision"
+        yield _Part(("no_answer_threshold",), (threshold,), fit_threshold, threshold_quality, enough, asked)
+    if both:
+        yield _Part(("a", "b"), (calibration.a, calibration.b), fit_logistic, logistic_quality, both >= FEWEST)
+    if with_answer:
+        before = (calibration.temperature,)
+        yield _Part(("temperature",), before, fit_temperature, temperature_quality, with_answer >= FEWEST)
+
+
+def _fit_part(part: _Part, questions: int) -> dict[str, Fitted]:
+    """Fit the values to all questions, and again to many draws of them; score each of these on what was not drawn."""
+    everything = np.arange(questions)
+    best, before = part.fit(everything), part.quality(part.before)
+    generator = np.random.default_rng(0)
+    fits, gains = [best], []
+    for _ in range(DRAWS):
+        drawn = generator.integers(0, questions, questions)
+        try:
+            values = part.fit(drawn)
+        except InputError:  # no threshold reaches the precision on these
+            continue
+        fits.append(values)
+        left = np.bincount(drawn, minlength=questions) == 0
+        if left.any():
+            gains.append(float((part.quality(values) - before)[left].mean()))
+    gain = float(np.mean(gains or 0.0))
+    error = float((part.quality(best) - before).std() / math.sqrt(questions))
+    stored = part.enough and (part.asked or gain > error)
+    low, high = np.quantile(fits, [0.025, 0.975], axis=0)
+    return {
+        name: Fitted(best[k], float(low[k]), float(high[k]), part.before[k], gain, error, stored)
+        for k, name in enumerate(part.names)
+    }
 
 
 def probabilities_at(
@@ -120,11 +262,51 @@ def store(checkpoint: Checkpoint, tuned: Tuned) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
+    write_settings(checkpoint.path, _settings(checkpoint, tuned))
+
+
+def store_copy(checkpoint: Checkpoint, tuned: Tuned, out: Path) -> None:
+    """Write a copy of the checkpoint with the threshold and the calibration to a new folder. A signature is not copied.
+
+    Raises:
+        InputError: `out` exists, or cannot be written.
+    """
+    with new_folder(out) as folder:
+        copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE,))
+        write_settings(folder, _settings(checkpoint, tuned))
+
+
+def check_is_own(checkpoint: Checkpoint) -> None:
+    """Check that a model's folder is the user's own: not one inside the package or in the cache of the hub.
+
+    Raises:
+        InputError: it is not.
+    """
+    path = checkpoint.path.resolve()
+    owner = "comes with spanqa" if path.is_relative_to(PACKAGE) else "is in the cache of the hub"
+    if path.is_relative_to(PACKAGE) or path.parent.name == "snapshots":
+        raise InputError(
+            f"The model in {str(checkpoint.path)!r} {owner} and must stay as it is. Write a copy with the new settings: --out DIR. "
+            "To see them alone: --dry-run."
+        )
+
+
+def _settings(checkpoint: Checkpoint, tuned: Tuned) -> dict[str, Any]:
     settings = dict(checkpoint.settings)
-    if tuned.no_answer_threshold is not None:
-        settings["answers"] = (settings.get("answers") or {}) | {"no_answer_threshold": tuned.no_answer_threshold}
-    settings["calibration"] = asdict(tuned.calibration)
-    write_settings(checkpoint.path, settings)
+    settings["answers"] = (settings.get("answers") or {}) | {"no_answer_threshold": tuned.no_answer_threshold}
+    if tuned.calibration.data_sha256 is not None:
+        settings["calibration"] = asdict(tuned.calibration)
+    return settings
+
+
+def _values(data: _Data, threshold: float, criterion: Criterion) -> NDArray[np.float64]:
+    """Return the criterion of each question at a threshold, in percent; their mean is its value on all of them."""
+    answered = data.scores >= threshold
+    if criterion == "precision":
+        values = data.right * answered / max(float(answered.mean()), 1e-9)
+    else:
+        values = np.where(answered, getattr(data, criterion) * data.answerable, ~data.answerable)
+    return 100.0 * np.asarray(values, np.float64)
 
 
 def _best_is_right(outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
@@ -133,8 +315,8 @@ def _best_is_right(outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
     return right
 
 
-def _lowest_threshold(scores: NDArray[np.float64], right: NDArray[np.bool_], precision: float) -> tuple[float, float]:
-    """Return the lowest threshold at which this share of the answers is right, and the share it gives in percent."""
+def _lowest_threshold(scores: NDArray[np.float64], right: NDArray[np.bool_], precision: float) -> float:
+    """Return the lowest threshold at which this share of the answers is right."""
     order = np.argsort(-scores, kind="stable")
     shares = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are answered together
@@ -144,7 +326,7 @@ def _lowest_threshold(scores: NDArray[np.float64], right: NDArray[np.bool_], pre
             f"No threshold makes {precision:.0%} of the answers right on this data. The most is {shares[last].max():.1%}. "
             "Ask for less."
         )
-    return float(scores[order][enough[-1]]), 100 * float(shares[enough[-1]])
+    return float(scores[order][enough[-1]])
 
 
 def _logistic(scores: NDArray[np.float64], no_answer: NDArray[np.bool_]) -> tuple[float, float]:
@@ -168,13 +350,3 @@ def _logistic(scores: NDArray[np.float64], no_answer: NDArray[np.bool_]) -> tupl
         if np.abs(step).max() < 1e-9:
             break
     return float(weights[0]), max(float(weights[1]), 1e-3)
-
-
-def _temperature(outcomes: Sequence[Outcome]) -> float:
-    """Return the most likely temperature, if the best span of an answerable question is right as often as its share says."""
-    chosen = [outcome for outcome in outcomes if outcome.answerable]
-    if not chosen:
-        return 1.0
-    logs = np.minimum(column(chosen, "log_share"), -1e-9)
-    likelihood = np.where(_best_is_right(chosen)[:, None], logs, np.log(-np.expm1(logs)))
-    return float(TEMPERATURES[int(likelihood.sum(axis=0).argmax())])

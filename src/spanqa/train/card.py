@@ -15,7 +15,6 @@ def model_card(
 ) -> str:
     """Return README.md, in the form of the Hugging Face hub."""
     before = "" if done.f1_before is None else f" ({done.f1_before:.2f} before)"
-    threshold = "that of the base model" if done.no_answer_threshold is None else f"{done.no_answer_threshold:.4g}"
     files = "\n".join(f"- {file['file']}, sha256 {file['sha256']}" for file in notes["data"])
     return f"""---
 library_name: spanqa
@@ -38,7 +37,6 @@ reader = Reader.load("{name}")
 | training questions | {notes["train_questions"]:,} |
 | dev questions | {notes["dev_questions"]:,} |
 | F1 on the dev questions | {done.f1:.2f}{before} |
-| no-answer threshold | {threshold} |
 | window length | {windows.max_seq_length} tokens |
 | steps | {done.steps:,}; the best model is from step {done.best_step:,} |
 | learning rate, windows per step, dtype, seed | {settings.learning_rate:g}, {settings.batch_size * settings.accumulation}, {settings.dtype}, {settings.seed} |

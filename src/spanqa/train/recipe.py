@@ -176,7 +176,7 @@ def fine_tune(
         def finish(best: Path, done: "Trained", settings: TrainSettings = settings) -> None:
             write_text(best / CARD, model_card(out.name, done, notes=notes, settings=settings, windows=plan.windows))
             if seeds == 1:  # of several seeds, only the best one is tuned
-                tuned.append(_tune(best, questions))
+                tuned.append(_tune(best, questions, plan.answers, notify))
 
         if seeds > 1 and resume and folder.is_dir():  # this seed is done
             continue
@@ -190,7 +190,7 @@ def fine_tune(
     f1 = {seed: float(read_settings(folder)["training"]["dev_f1"]) for seed, folder in folders.items()}
     if seeds > 1:
         best = folders[max(f1, key=lambda seed: f1[seed])]
-        tuned.append(_tune(best, questions))
+        tuned.append(_tune(best, questions, plan.answers, notify))
         best.rename(out)
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -292,10 +292,19 @@ def _seed_folder(out: Path, seed: int, seeds: int) -> Path:
     return out if seeds == 1 else out.with_name(f"{out.name}.seed-{seed}")
 
 
-def _tune(folder: Path, questions: Questions) -> Tuned:
-    """Fit the threshold and the calibration on the dev questions, and store them in the folder."""
+def _tune(folder: Path, questions: Questions, base: AnswerSettings, notify: Notify) -> Tuned:
+    """Fit the threshold and the calibration on the dev questions, and store them in the folder.
+
+    Where the dev questions cannot decide on a threshold, the model gets that of its base.
+    """
     with Reader.load(folder) as reader:
         digest = questions.dev_sha256 or questions_sha256(questions.dev)
-        tuned = fit(gather(reader, questions.dev), reader.answers.no_answer_threshold, digest)
+        tuned = fit(gather(reader, questions.dev), base.no_answer_threshold, reader.calibration, digest)
         store(reader.checkpoint, tuned)
+    kept = [name.replace("_", " ") for name, each in tuned.fitted.items() if not each.stored]
+    if kept:
+        notify(
+            f"the {len(questions.dev):,} questions to measure on do not decide these, which stay as they were: {', '.join(kept)}. "
+            "More of them may: see `spanqa tune`"
+        )
     return tuned
