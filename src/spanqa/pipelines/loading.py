@@ -117,7 +117,8 @@ def _same_head(path: Path, module: Any) -> bool:
 
     files = weights.WeightFiles(weights.weight_files(path))
     stored = weights.modern_names(files)
-    head = {name: value for name, value in module.named_parameters() if name.startswith("qa_outputs.")}
+    encoder = f"{getattr(module, 'base_model_prefix', '')}."
+    head = {name: value for name, value in module.named_parameters() if not name.startswith(encoder)}
     return bool(head) and all(
         name in stored
         and torch.equal(
