@@ -552,7 +552,7 @@ def test_a_long_text_is_encoded_in_pieces_that_give_the_tokens_of_the_whole(
         for array in ("ids", "offsets", "words"):
             np.testing.assert_array_equal(getattr(pieces, array), getattr(whole, array), err_msg=f"{array} of {text!r}")
     if name != "SentencePiece without words":
-        assert cuts > rounds
+        assert cuts > rounds / 2
 
 
 def test_parts_of_a_text_have_their_places_in_the_whole(ours: Callable[[str], Tokenizer]) -> None:
