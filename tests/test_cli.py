@@ -378,7 +378,9 @@ def test_an_output_that_is_an_input_is_refused_before_work(tmp_path: Path, comma
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: int) -> None:
     row = {"question": QUESTION, "context": HARBOUR.read_text("utf-8"), "answer": "Anna Kestrel"}
     data = write_rows(tmp_path / "rows.json", *[row] * 20_000)
-    command = [sys.executable, "-m", "spanqa", "evaluate", str(data), "--out", str(tmp_path / "out"), "--threads", "1"]
+    heard = f"import signal, runpy; signal.signal({int(number)}, signal.SIG_DFL); runpy.run_module('spanqa', run_name='__main__')"
+    command = [sys.executable, "-c", heard]  # these tests may run under nohup, which the command obeys
+    command += ["evaluate", str(data), "--out", str(tmp_path / "out"), "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list((tmp_path / "out").glob(".*.partial")):
         time.sleep(0.05)

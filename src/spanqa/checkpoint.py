@@ -137,6 +137,8 @@ def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
     name = os.fspath(model)
     if not name.strip():
         raise CheckpointError(f"The model's name is empty. {_EXPECTED}")
+    if "://" in name:
+        raise CheckpointError(f"{name!r} is a URL. {_EXPECTED}")
     try:
         path = Path(__file__).parent / "models" / name if name in BUNDLED else Path(name).expanduser()
         is_folder, is_there = path.is_dir(), path.exists()
