@@ -325,7 +325,10 @@ def test_check_prints_a_table_and_asks_questions_of_its_own(command: Command, mo
 
 def test_check_shows_each_reason_whole_on_a_line_of_its_own(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     reason = "no int8 graph [in 'folder']. " + 30 * "Make a copy. "
-    rows = [Comparison("openvino", "int8", ran=False, problem=reason), Comparison("torch", "fp32", ran=True, problem=reason)]
+    rows = [
+        Comparison("openvino", "int8", ran=False, problem=reason),
+        Comparison("torch", "fp32", ran=True, problem=reason),
+    ]
     monkeypatch.setattr("spanqa.evaluate.parity.check_backends", lambda *args, **options: iter(rows))
     done = command("check")
     assert done.returncode == 1

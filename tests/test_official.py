@@ -35,7 +35,8 @@ def test_an_answer_length_beyond_the_window_costs_nothing() -> None:
     passage = Passage("x" * 20, Tokens(np.zeros(20, np.int32), where))
     windows = [WindowLogits(0, *generator.standard_normal((2, 20)).astype(np.float32), 0.0, 0.0)]
     longest, all_of_it = (
-        official_answer(passage, windows, OfficialSettings(max_answer_tokens=tokens), "squad_v2") for tokens in (10**9, 20)
+        official_answer(passage, windows, OfficialSettings(max_answer_tokens=tokens), "squad_v2")
+        for tokens in (10**9, 20)
     )
     assert longest == all_of_it
 

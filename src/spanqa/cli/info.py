@@ -95,7 +95,9 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(f"[bold]{name}[/bold]")
         console.print(grid)
         console.print()
-    columns = [Column(title, overflow="fold") for title in ("backend", "installed", "devices", "dtypes", "how to install")]
+    columns = [
+        Column(title, overflow="fold") for title in ("backend", "installed", "devices", "dtypes", "how to install")
+    ]
     columns[0].no_wrap = columns[-1].no_wrap = True
     table = Table(*columns, box=None, padding=(0, 1))
     for name, each in facts["backends"].items():
