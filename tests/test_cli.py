@@ -249,8 +249,17 @@ def test_the_help_of_backend_names_every_backend() -> None:
         (("ask", QUESTION, HARBOUR, "--threshold", "nan"), "threshold is nan; expected a number from -inf to"),
         (("evaluate", EXAMPLES / "harbour.json", "--threshold", "nan"), "threshold is nan; expected a number"),
         (
-            ("quantize", "--data", EXAMPLES / "harbour.json", "--out", "out", "--calibration-questions", "2")
-            + ("--most-f1-lost", "nan"),
+            (
+                "quantize",
+                "--data",
+                EXAMPLES / "harbour.json",
+                "--out",
+                "out",
+                "--calibration-questions",
+                "2",
+                "--most-f1-lost",
+                "nan",
+            ),
             "most_f1_lost is nan; expected a number from 0 to 100",
         ),
     ],
