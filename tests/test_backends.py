@@ -533,6 +533,7 @@ def test_openvino_is_told_the_precision_on_every_processor(
     backend, _ = load_backend("openvino", checkpoint, dtype=dtype, threads=3)
     assert (told["INFERENCE_PRECISION_HINT"], told["INFERENCE_NUM_THREADS"]) == (expected, 3)
     assert dtype in ("auto", backend.dtype)
+    assert told["CPU_RUNTIME_CACHE_CAPACITY"] == "128"  # not 5,000: see benchmarks/openvino_memory.py
 
 
 def test_jax_leaves_threads_to_xla(checkpoint: Checkpoint, need: Callable[[str], None]) -> None:

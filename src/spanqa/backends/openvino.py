@@ -35,6 +35,8 @@ if not hasattr(openvino, "convert_model"):  # loaded at its first call
     )
 
 _COLUMN_MULTIPLE = 16
+_KERNELS_KEPT = 128
+"""OpenVINO compiles kernels for each batch shape and keeps the newest: 5,000 of them unless told. Making one again costs little."""
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph stores the hash of the weights it was made from
@@ -165,6 +167,8 @@ class OpenVinoBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "CACHE_DIR": "",
         }
+        if device == "cpu":
+            self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KERNELS_KEPT)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
         self._requests: Graphs[Requests] = Graphs()
