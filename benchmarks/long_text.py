@@ -54,7 +54,10 @@ def main() -> None:
         "megabytes": len(text.encode()) / 1e6,
         "model": {"name": "spanqa-mini", "sha256": reader.checkpoint.weights.sha256},
         "processor": processor(),
-        "versions": {"spanqa": __version__, **{name: package_version(name) for name in ("openvino", "tokenizers", "bm25s")}},
+        "versions": {
+            "spanqa": __version__,
+            **{name: package_version(name) for name in ("openvino", "tokenizers", "bm25s")},
+        },
         "processes": processes(text, chosen[0].question, arguments),
         "recall": recall(reader, text, chosen),
         "f1": f1(reader, chosen[: arguments.asked]),
@@ -161,12 +164,16 @@ def f1(reader: Reader, examples: list[Example]) -> dict[str, Any]:
     index = TextIndex(reader, ["\n\n".join(kept)])
     texts: dict[str, dict[str, str]] = {"most likely windows": {}, "all windows": {}}
     for example in track(examples, "f1", console=ERRORS):
-        for name, options in (("most likely windows", {"max_windows": LIKELY_WINDOWS}), ("all windows", {"read_all": True})):
+        for name, options in (
+            ("most likely windows", {"max_windows": LIKELY_WINDOWS}),
+            ("all windows", {"read_all": True}),
+        ):
             choice = index.choose(example.question, **options)
             least = reader.answers.no_answer_threshold
             texts[name][example.id] = reader.ranking(example.question, choice.passages, 1).best(least).text
     return {
-        name: {"questions": len(examples), "f1": score_squad(examples, answers)["f1"]} for name, answers in texts.items()
+        name: {"questions": len(examples), "f1": score_squad(examples, answers)["f1"]}
+        for name, answers in texts.items()
     }
 
 

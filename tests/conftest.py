@@ -15,6 +15,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import io
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,11 @@ NAMED = [name.strip() for name in os.environ.get("SPANQA_TEST_BACKENDS", "").spl
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # In the background or under nohup signals are ignored, in the processes that a test starts too.
+    for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
     # jax, which is imported later, then compiles a graph once for all models of the same shape.
     compiled = tempfile.TemporaryDirectory(prefix="spanqa-jax-")
     config.add_cleanup(compiled.cleanup)

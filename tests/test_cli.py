@@ -378,9 +378,7 @@ def test_an_output_that_is_an_input_is_refused_before_work(tmp_path: Path, comma
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, number: int) -> None:
     row = {"question": QUESTION, "context": HARBOUR.read_text("utf-8"), "answer": "Anna Kestrel"}
     data = write_rows(tmp_path / "rows.json", *[row] * 20_000)
-    heard = f"import signal, runpy; signal.signal({int(number)}, signal.SIG_DFL); runpy.run_module('spanqa', run_name='__main__')"
-    command = [sys.executable, "-c", heard]  # these tests may run under nohup, which the command obeys
-    command += ["evaluate", str(data), "--out", str(tmp_path / "out"), "--threads", "1"]
+    command = [sys.executable, "-m", "spanqa", "evaluate", str(data), "--out", str(tmp_path / "out"), "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list((tmp_path / "out").glob(".*.partial")):
         time.sleep(0.05)
@@ -461,7 +459,10 @@ def test_the_help_of_backend_names_every_backend() -> None:
         (("ask", QUESTION, HARBOUR, "--threshold", "nan"), "threshold is nan; expected a number from -inf to"),
         (("evaluate", EXAMPLES / "harbour.json", "--threshold", "nan"), "threshold is nan; expected a number"),
         (
-            ("quantize", "--data", EXAMPLES / "harbour.json", "--out", "out", "--most-f1-lost", "nan"),
+            (
+                *["quantize", "--out", "out", "--calibration-questions", "2", "--most-f1-lost", "nan", "--data"],
+                EXAMPLES / "harbour.json",
+            ),
             "most_f1_lost is nan; expected a number from 0 to 100",
         ),
     ],

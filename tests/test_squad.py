@@ -109,8 +109,8 @@ def test_a_file_that_is_not_a_squad_file_is_refused_with_the_location(data: Any,
         (b"\x1f\x8bnot gzip at all", r"is a damaged gzip file \("),
         (gzip.compress(b"{}" * 99)[:-9], r"is a damaged gzip file \(.*Download or create it again"),
         (gzip.compress(b"{}")[:-6] + b"\x00" * 6, r"is a damaged gzip file \(CRC check failed"),
-        (b"PK\x03\x04\x00\x00", "is a binary file. Expected plain UTF-8 text; extract the text from it first"),
-        ("{\"a\": \"é\"}".encode("latin1"), "is not UTF-8: found byte 0xe9 at position 7. Convert it first, .* iconv -f latin1"),
+        (b"\x7fELF\x00\x00", "is a binary file. Expected plain UTF-8 text; extract the text from it first"),
+        ("{\"a\": \"é\"}".encode("latin1"), "is not UTF-8: found byte 0xe9 at position 7. Convert it first, .* iconv -f cp1252"),
     ],
 )  # fmt: skip
 def test_a_file_without_json_is_refused(content: bytes, message: str, tmp_path: Path) -> None:

@@ -595,7 +595,7 @@ def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: P
     assert all(after[name].dtype == np.float16 for name in before)
     assert all(np.allclose(after[name], 2.5 * before[name], atol=2e-3) for name in before)
     settings = json.loads((tmp_path / "out" / "spanqa.json").read_text())
-    assert settings["calibration"]["data_sha256"] == questions_sha256(hold_out(TRAIN)[1])
+    assert settings["training"]["averaged"]["data_sha256"] == questions_sha256(hold_out(TRAIN)[1])
     assert settings["training"]["steps"] == 3
     assert settings["training"]["averaged"]["shares"] == {"first": 0.25, "last": 0.75}
     assert not (tmp_path / "out.tmp").exists()
