@@ -251,7 +251,7 @@ def test_an_empty_name_is_not_the_folder_we_stand_in(name: str) -> None:
 
 def test_a_url_keeps_its_slashes_and_is_not_taken_for_a_folder() -> None:
     with pytest.raises(
-        CheckpointError, match="'https://huggingface.co/deepset/x' is a URL. Expected a folder, a hub id such as"
+        CheckpointError, match=r"'https://huggingface.co/deepset/x' is a URL. Expected a folder, a hub id such as"
     ):
         find("https://huggingface.co/deepset/x")
 

@@ -24,7 +24,7 @@ HEAVY = {
     "huggingface_hub", "urllib3", "requests", "httpx", "typer", "rich",
 }  # fmt: skip
 """What takes long to import: frameworks, and what only the command line or a download needs."""
-CORE = sorted([*SOURCE.glob("*.py"), *(SOURCE / "backends").glob("*.py")])
+CORE = sorted(path for folder in (".", "backends", "tokenizer_files") for path in (SOURCE / folder).glob("*.py"))
 ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 Matched = set[tuple[str, int]]
 MODULES = [

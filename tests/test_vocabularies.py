@@ -14,10 +14,10 @@ import tokenizers
 import tiny as tiny_checkpoints
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import CheckpointError
-from spanqa.sentencepiece import read_sentencepiece
 from spanqa.tokenizer_files import read_tokenizer
+from spanqa.tokenizer_files.sentencepiece import read_sentencepiece
+from spanqa.tokenizer_files.vocabularies import byte_level, camembert, read_options, word_piece, xlm_roberta
 from spanqa.tokenizer_setup import unwritable
-from spanqa.vocabularies import byte_level, camembert, read_options, word_piece, xlm_roberta
 from strategies import seeded_texts
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

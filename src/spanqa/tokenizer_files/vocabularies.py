@@ -21,7 +21,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processo
 
 from spanqa.errors import CheckpointError
 from spanqa.files import read_object
-from spanqa.sentencepiece import CONTROL, UNIGRAM, USER_DEFINED, Piece, read_sentencepiece
+from spanqa.tokenizer_files.sentencepiece import CONTROL, UNIGRAM, USER_DEFINED, Piece, read_sentencepiece
 from spanqa.tokenizer_setup import refusing_damage, unwritable
 
 _LOG = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Reads the model file of SentencePiece: its pieces with their scores, and its table of compatibility forms.
 
 The file is a protocol buffer message, `ModelProto`. The few fields that matter are read from the wire format, so that neither
-the library SentencePiece nor protobuf is needed. What a family makes of the pieces is in `spanqa.vocabularies`.
+the library SentencePiece nor protobuf is needed. What a family makes of the pieces is in `spanqa.tokenizer_files.vocabularies`.
 
 Source: google/sentencepiece, src/sentencepiece_model.proto; protobuf.dev, "Encoding".
 """

@@ -1,7 +1,7 @@
 """The tokenizer of a model folder: from its files, as the model of this config wants it.
 
 tokenizer.json is read as it is. Where there is none, the model type decides which vocabulary file is read, and how
-(`spanqa.vocabularies`); never which file happens to be there. What is checked is that the model has embeddings for every id
+(`spanqa.tokenizer_files.vocabularies`); never which file happens to be there. What is checked is that the model has embeddings for every id
 and token type that the tokenizer can give.
 """
 
@@ -14,9 +14,7 @@ import tokenizers
 
 from spanqa.errors import CheckpointError
 from spanqa.template import Template
-from spanqa.tokenizer_setup import refusing_damage
-from spanqa.tokens import Tokenizer
-from spanqa.vocabularies import (
+from spanqa.tokenizer_files.vocabularies import (
     OPTION_FILES,
     SENTENCEPIECE,
     byte_level,
@@ -25,6 +23,8 @@ from spanqa.vocabularies import (
     word_piece,
     xlm_roberta,
 )  # fmt: skip
+from spanqa.tokenizer_setup import refusing_damage
+from spanqa.tokens import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
