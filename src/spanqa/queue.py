@@ -40,7 +40,7 @@ class Piece:
 class Request:
     """Some windows, the pieces that no batch has yet, and the future of their logits.
 
-    `found` are the logits so far, `unread` the number of windows without; `progress` is told after each batch.
+    `found` are the logits so far, `unread` the number of windows without; `progress` is called after each batch.
     """
 
     number: int

@@ -36,7 +36,7 @@ if not hasattr(openvino, "convert_model"):  # loaded at its first call
 
 _COLUMN_MULTIPLE = 16
 _KERNELS_KEPT = 128
-"""OpenVINO compiles kernels for each batch shape and keeps the newest: 5,000 of them unless told. Making one again costs little."""
+"""OpenVINO compiles kernels for each batch shape and keeps the newest: 5,000 of them by default. Making one again costs little."""
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 _CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _WEIGHTS_HASH = ["spanqa", "weights_sha256"]  # where an int8 graph stores the hash of the weights it was made from
