@@ -38,7 +38,10 @@ def quantized(
     """An int8 copy of the bundled model, made on the command line with eight questions."""
     out = tmp_path_factory.mktemp("quantized") / "int8"
     options = ("--data", EXAMPLES / "harbour.json", "--calibration-questions", "4", "--most-f1-lost", "50")
-    done = command("quantize", "--out", out, *options, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spanqa.quantize.ROUNDS", 1)
+        patch.setattr("spanqa.quantize.ROUND_QUESTIONS", 2)
+        done = command("quantize", "--out", out, *options, "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["calibration_questions"] == record["measured_questions"] == 4
@@ -74,7 +77,7 @@ def test_an_int8_copy_answers_and_says_how_it_was_made(quantized: Path, mini: Re
 
 
 @needs_nncf
-@pytest.mark.parametrize(("rate", "slower"), [(40.0, True), (52.0, True), (60.0, False)])
+@pytest.mark.parametrize(("rate", "slower"), [(52.0, True), (60.0, False)])
 def test_a_copy_that_is_not_faster_here_is_written_with_a_warning(
     rate: float, slower: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., Path]
 ) -> None:
