@@ -327,6 +327,28 @@ def test_the_page_needs_nothing_else_and_shows_what_is_wrong(tmp_path: Path, min
         write_report(tmp_path / "file" / "x", examples, found, record, calibrated=False)
 
 
+def test_numbers_on_the_page_are_rounded_and_pictures_are_large(tmp_path: Path, mini: Reader) -> None:
+    pytest.importorskip("matplotlib")
+    found: list[Outcome] = []
+    record = evaluate(mini, EXAMPLES, threshold=1.2345678901, on_outcome=found.append)
+    page = write_report(tmp_path, EXAMPLES, found, record, calibrated=True).read_text("utf-8")
+    words = re.sub(r'src="[^"]*"', "", page)
+    assert "threshold 1.23. " in words and "best_f1_no_answer_threshold" in words
+    assert not re.search(r"\d\.\d{5}", words)
+    assert "minmax(min(100%, 28rem), 1fr)" in page  # two pictures beside each other, one on a telephone
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_reference_that_is_not_in_its_passage_is_not_marked(tmp_path: Path, mini: Reader) -> None:
+    pytest.importorskip("matplotlib")
+    examples = [Example("1", "Who?", "Anna Kestrel built it.", (GoldAnswer("Bertha", -1),))]
+    found: list[Outcome] = []
+    record = evaluate(mini, examples, on_outcome=found.append)
+    assert (found[0].gold, found[0].answer_position) == (None, None)
+    page = write_report(tmp_path, examples, found, record, calibrated=True).read_text("utf-8")
+    assert "mark class=gold" not in page and "Bertha" in page
+
+
 def test_the_command_writes_a_report_and_compares(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     command = [sys.executable, "-m", "spanqa", "evaluate", str(HARBOUR), "--json"]

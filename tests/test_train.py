@@ -28,16 +28,24 @@ import tiny as tiny_checkpoints
 from spanqa.answers import AnswerSettings
 from spanqa.checkpoint import open_checkpoint
 from spanqa.cli.train import _print_result as print_result
-from spanqa.errors import BackendError, CheckpointError, InputError, InterruptedTrainingError, TrainingError
+from spanqa.errors import (
+    BackendError,
+    CheckpointError,
+    InputError,
+    InterruptedTrainingError,
+    SpanQAWarning,
+    TrainingError,
+)
 from spanqa.evaluate import score
 from spanqa.evaluate.record import questions_sha256
 from spanqa.evaluate.run import Score
+from spanqa.files import claimed
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
 from spanqa.train import best, run
 from spanqa.train.curve import Point, advice, gain_of_twice, learning_curve, plot
 from spanqa.train.labels import hold_out
-from spanqa.train.recipe import Questions, fine_tune, read_questions
+from spanqa.train.recipe import FineTuned, Questions, fine_tune, read_questions
 from spanqa.train.run import Trained, train
 from spanqa.train.settings import TrainSettings, preset
 
@@ -316,8 +324,10 @@ def test_what_cannot_work_is_reported_before_training_starts(
     with pytest.raises(InputError, match=r"No window is left to train on"):
         train([Example("1", "who " * 99, "It was.", ())], DEV, base, tmp_path / "out", BRIEF)
     (tmp_path / "file").write_text("")
-    with pytest.raises(BackendError, match=r"cannot be written"):
+    with pytest.raises(InputError, match=r"The results cannot be written to .*out.training'"):
         train(TRAIN, DEV, base, tmp_path / "file" / "out", BRIEF)
+    with claimed(tmp_path / "out.training"), pytest.raises(InputError, match=r"Another run writes to .*out.training'"):
+        train(TRAIN, DEV, base, tmp_path / "out", BRIEF)
     with pytest.raises(BackendError, match=r"fp16 training needs a GPU"):
         train(TRAIN, DEV, base, tmp_path / "out", replace(BRIEF, dtype="fp16"))
     with pytest.raises(InputError, match=r"batch_size is 0; expected a whole number, at least 1"):
@@ -380,7 +390,14 @@ def test_the_advice_follows_the_last_step_of_the_curve() -> None:
 
 # --- the recipe
 
-QUICK: dict[str, Any] = {"max_steps": 6, "evaluations": 1, "learning_rate": 3e-3, "dtype": "fp32", "device": "cpu"}
+QUICK: dict[str, Any] = {
+    "max_steps": 6,
+    "evaluations": 1,
+    "learning_rate": 3e-3,
+    "dtype": "fp32",
+    "device": "cpu",
+    "notify": lambda line: None,
+}
 
 
 def test_of_several_seeds_the_best_is_kept(
@@ -410,7 +427,6 @@ def test_of_several_seeds_the_best_is_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dev.csv", "out", "train.csv"]
     with Reader.load(out) as reader:
         assert reader.calibration == done.tuned.calibration
-    assert done.tuned.calibration.data_sha256 == asked.dev_sha256
     print_result(done, asked, as_json=False)
     first, second, _ = capsys.readouterr().out.splitlines()
     assert first == "F1 by seed: 20.00, 60.00, 40.00"
@@ -424,7 +440,7 @@ def test_questions_in_memory_are_identified_by_their_ids(base: Path, tmp_path: P
     assert done is not None
     with Reader.load(tmp_path / "out") as reader:
         assert reader.answers.max_answer_tokens == 9
-        assert reader.calibration.data_sha256 == questions_sha256(DEV[:8])
+        assert not reader.calibrated  # nothing can be fitted to 8 questions
     assert "- not from files" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(InputError, match=r"There is no training setting 'epoch'. Expected one of epochs, "):
         fine_tune(Questions(TRAIN, DEV), tmp_path / "other", model=base, epoch=3)
@@ -468,7 +484,7 @@ def test_the_recipe_loads_no_framework_before_it_trains() -> None:
 def spanqa(*arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "spanqa", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, umask=0o027)
 
 
 def rows_of(examples: list[Example]) -> str:
@@ -495,18 +511,69 @@ def test_the_command_trains_tunes_and_reports(base: Path, tmp_path: Path) -> Non
         == int(longest[1])
         == len(open_checkpoint(base).tokenizer.encode(story))
     )
-    assert "Writing model shards" not in done.stderr  # no bar but our own
+    ours = (
+        "step ",
+        "held out",
+        "answers may be",
+        "Every question to train on has an answer",
+        "the base model's",
+        str(data),
+    )
+    assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []  # and no library's
     assert "step 4 of 4: F1" in done.stderr
+    assert "From these alone a model unlearns to say that a text has none. Add" in done.stderr
     assert f"{out}: F1" in done.stdout
+    assert re.search(r"best step: \d of 4, at [1-9][\d,]* windows/s; use it with", done.stdout)
     settings = json.loads((out / "spanqa.json").read_text())
-    assert settings["calibration"]["data_sha256"]
     assert settings["training"]["labels"][0]["dropped"] == 1
     assert "# out" in (out / "README.md").read_text()
     assert any((out / "training" / "tensorboard").iterdir())
-    assert Reader.load(out).calibrated
-    again = spanqa("train", data, "--model", base, "--out", out)
-    assert (again.returncode, again.stdout) == (1, "")
-    assert "already exists. Choose a new path" in again.stderr and "Traceback" not in again.stderr
+    masks = {path: path.stat().st_mode & 0o777 for path in [out, *out.rglob("*")]}
+    assert {path: (0o777 if path.is_dir() else 0o666) & ~0o027 for path in masks} == masks
+    assert len(masks) > 7
+
+
+def test_an_output_that_exists_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    program = (
+        "import sys; from spanqa.__main__ import run; "
+        f"print(run(['train', 'none.csv', '--out', {str(tmp_path / 'out')!r}]), {{'torch', 'numpy', 'transformers'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 set()\n"
+    assert done.stderr == f"spanqa: Output folder {str(tmp_path / 'out')!r} already exists. Choose a new path.\n"
+
+
+@pytest.mark.parametrize(
+    ("speed", "shown"), [(0.0, "4; use"), (0.42, "4, at 0.42 windows/s;"), (1234.5, "4, at 1,234 windows/s;")]
+)
+def test_the_speed_is_shown_where_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], speed: float, shown: str
+) -> None:
+    training = {"dev_f1": 70.0, "dev_f1_before": None, "best_step": 4, "steps": 4, "windows_per_s": speed}
+    print_result(FineTuned(tmp_path, training, None, {0: 70.0}), Questions(TRAIN, DEV), as_json=False)  # type: ignore[arg-type]
+    assert f"best step: 4 of {shown}" in capsys.readouterr().out
+
+
+def test_training_on_answerable_questions_alone_is_a_warning(base: Path, tmp_path: Path) -> None:
+    given = {**QUICK, "max_steps": 2, "model": base}
+    lines: list[str] = []
+    fine_tune(Questions(TRAIN[:16], DEV[:8]), tmp_path / "out", **{**given, "notify": lines.append})
+    assert any("Add questions that their text does not answer" in line for line in lines)
+    mixed = [*TRAIN[:16], Example("none", "Who sank it?", TRAIN[0].passage)]
+    del given["notify"]
+    with pytest.warns(SpanQAWarning, match=r"From these alone a model unlearns to say that a text has none"):
+        fine_tune(Questions(TRAIN[:16], DEV[:8]), tmp_path / "warned", **given)
+    fine_tune(Questions(mixed, DEV[:8]), tmp_path / "mixed", **given)  # a warning would be an error here
+
+
+def test_dev_questions_on_passages_that_are_trained_on_are_a_warning(tmp_path: Path) -> None:
+    for name, examples in (("train.csv", TRAIN), ("dev.csv", TRAIN[:3])):
+        (tmp_path / name).write_text(rows_of(examples), "utf-8")
+    with pytest.warns(
+        SpanQAWarning, match=r"3 of the 3 questions to measure on are on a passage that is also trained on"
+    ):
+        read_questions(tmp_path / "train.csv", tmp_path / "dev.csv")
 
 
 def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: Path, tmp_path: Path) -> None:

@@ -82,9 +82,12 @@ def train(
     With several GPUs: torchrun --nproc-per-node N -m spanqa train ...
     """
     from spanqa.extras import require
+    from spanqa.files import check_is_new
 
     require("train")
     sizes = None if learning_curve is None else _sizes(learning_curve)
+    if sizes is None:
+        check_is_new(out)
     from spanqa.train.recipe import fine_tune, ignore, read_questions, train_learning_curve
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, only the first one prints
@@ -142,10 +145,9 @@ def _print_result(done: "FineTuned", questions: "Questions", as_json: bool) -> N
         typer.echo(f"F1 by seed: {', '.join(f'{f1:.2f}' for f1 in done.f1_by_seed.values())}")
     before = "" if training["dev_f1_before"] is None else f"{training['dev_f1_before']:.2f} before, "
     typer.echo(f"{done.out}: F1 {before}{training['dev_f1']:.2f} after, on {len(questions.dev):,} questions")
-    typer.echo(
-        f"best step: {training['best_step']:,} of {training['steps']:,}, at {training['windows_per_s']:.0f} windows/s; "
-        f"use it with --model {done.out}"
-    )
+    speed = training["windows_per_s"]  # 0 where no step was trained: the run was resumed after its last one
+    rate = f", at {speed:,.0f} windows/s" if speed >= 10 else f", at {speed:.2g} windows/s" if speed else ""
+    typer.echo(f"best step: {training['best_step']:,} of {training['steps']:,}{rate}; use it with --model {done.out}")
 
 
 def _print_curve(points: "list[Point]", out: Path, questions: "Questions", as_json: bool) -> None:

@@ -27,7 +27,7 @@ _BLUE, _GREY, _RED = "#1f5fa8", "#9aa3ad", "#b3402f"
 
 _STYLE = """
 .columns { display: flex; flex-wrap: wrap; gap: 0 3rem }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 1rem } figure { margin: 0 }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1.5rem } figure { margin: 0 }
 .mistake { border-left: 3px solid #b3402f; padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0 } .mistake p { margin: .3rem 0 }
 mark.given { background: #f6cfc8 } mark.gold { background: #cfe6cf } mark.both { background: #f3e3a8 }
 .passage { max-height: 14rem; overflow: auto; color: #4a525a; font-size: .92rem }

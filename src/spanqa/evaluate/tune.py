@@ -294,7 +294,7 @@ def check_is_own(checkpoint: Checkpoint) -> None:
 def _settings(checkpoint: Checkpoint, tuned: Tuned) -> dict[str, Any]:
     settings = dict(checkpoint.settings)
     settings["answers"] = (settings.get("answers") or {}) | {"no_answer_threshold": tuned.no_answer_threshold}
-    if tuned.calibration.data_sha256 is not None:
+    if tuned.calibration != Calibration():
         settings["calibration"] = asdict(tuned.calibration)
     return settings
 

@@ -184,8 +184,9 @@ def _any(flag: bool, arguments: Any) -> bool:
 
 @contextmanager
 def stops_at_signals(loop: TrainingLoop) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM stop the loop after its step; a second one ends the process as usual."""
-    names = (signal.SIGINT, signal.SIGTERM)
+    """Let the first Ctrl-C, SIGTERM or SIGHUP stop the loop after its step; a second one ends the process as usual."""
+    names = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in names if signal.getsignal(name) is not signal.SIG_IGN]  # nohup
 
     def stop(number: int, frame: FrameType | None) -> None:
         loop.interrupted = True

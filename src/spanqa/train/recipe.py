@@ -13,18 +13,20 @@ torch is loaded when training starts. What it needs: pip install 'spanqa[train]'
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanqa.answers import AnswerSettings
+from spanqa.calibration import Calibration
 from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, open_checkpoint, read_settings
-from spanqa.errors import InputError
+from spanqa.errors import InputError, SpanQAWarning
 from spanqa.evaluate.record import describe_run, questions_sha256
 from spanqa.evaluate.tune import Tuned, fit, gather, store
 from spanqa.extras import require
-from spanqa.files import shown, write_text
+from spanqa.files import check_is_new, shown, write_text
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader, stored_settings
 from spanqa.squad import Example
@@ -113,9 +115,10 @@ def read_questions(
         measured = read(dev)
         shared = shared_passages(train, measured)
         if shared:
-            notify(
+            _warn(
                 f"{shared:,} of the {len(measured):,} questions to measure on are on a passage that is also trained on, so F1 "
-                "will be too high. Give dev questions on other passages."
+                "will be too high. Give dev questions on other passages.",
+                notify,
             )
     else:
         train, measured = hold_out(train)
@@ -150,6 +153,7 @@ def fine_tune(
     Returns the result, or None in every process of a distributed run except the first.
 
     Raises:
+        SpanQAWarning: (a warning) every question to train on has an answer.
         InputError: `out` already exists, there is nothing to resume, `seeds` is below 1, or a change is not a field of
             `TrainSettings`.
         CheckpointError: the base model cannot be trained for question answering.
@@ -161,11 +165,11 @@ def fine_tune(
     require("train")
     if seeds < 1:
         raise InputError(f"seeds is {seeds!r}; expected a whole number, at least 1.")
-    plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
-    from spanqa.train.run import check_is_new, is_first_process, train
-
     out = Path(out)
     check_is_new(out)
+    plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
+    from spanqa.train.run import is_first_process, train
+
     notes = _notes(questions, model, plan.base)
     first_seed = plan.settings(len(questions.train)).seed
     folders = {seed: _seed_folder(out, seed, seeds) for seed in range(first_seed, first_seed + seeds)}
@@ -176,7 +180,7 @@ def fine_tune(
         def finish(best: Path, done: "Trained", settings: TrainSettings = settings) -> None:
             write_text(best / CARD, model_card(out.name, done, notes=notes, settings=settings, windows=plan.windows))
             if seeds == 1:  # of several seeds, only the best one is tuned
-                tuned.append(_tune(best, questions, plan.answers, notify))
+                tuned.append(_tune(best, questions, plan, notify))
 
         if seeds > 1 and resume and folder.is_dir():  # this seed is done
             continue
@@ -190,7 +194,7 @@ def fine_tune(
     f1 = {seed: float(read_settings(folder)["training"]["dev_f1"]) for seed, folder in folders.items()}
     if seeds > 1:
         best = folders[max(f1, key=lambda seed: f1[seed])]
-        tuned.append(_tune(best, questions, plan.answers, notify))
+        tuned.append(_tune(best, questions, plan, notify))
         best.rename(out)
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -230,11 +234,12 @@ def train_learning_curve(
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The base model, the settings of windows and answers, and the changes to the preset."""
+    """The base model, the settings of windows and answers, its calibration, and the changes to the preset."""
 
     base: Checkpoint
     windows: WindowSettings
     answers: AnswerSettings
+    calibration: Calibration
     changes: Mapping[str, Any]
 
     def settings(self, questions: int, seed: int | None = None) -> TrainSettings:
@@ -266,13 +271,20 @@ def _plan(
         windows = replace(windows, max_seq_length=max_seq_length)
     if overlap is not None:
         windows = replace(windows, overlap=overlap)
+    if questions.train and all(example.answers for example in questions.train):
+        _warn(
+            "Every question to train on has an answer. From these alone a model unlearns to say that a text has none. Add "
+            "questions that their text does not answer, for example questions about another passage of the same kind; in SQuAD "
+            "2.0 they are a third. Or use the model where every text has the answer (--no-answer off).",
+            notify,
+        )
     longest = answer_length_tokens(questions.train, base.tokenizer)
     if max_answer_tokens is None and longest > answers.max_answer_tokens:
         max_answer_tokens = longest
         notify(f"answers may be up to {longest} tokens long, so that 99 % of them fit (max_answer_tokens)")
     if max_answer_tokens is not None:
         answers = replace(answers, max_answer_tokens=max_answer_tokens)
-    return _Plan(base, windows, answers, changes)
+    return _Plan(base, windows, answers, stored.calibration, changes)
 
 
 def _notes(questions: Questions, model: File, base: Checkpoint) -> dict[str, Any]:
@@ -292,19 +304,27 @@ def _seed_folder(out: Path, seed: int, seeds: int) -> Path:
     return out if seeds == 1 else out.with_name(f"{out.name}.seed-{seed}")
 
 
-def _tune(folder: Path, questions: Questions, base: AnswerSettings, notify: Notify) -> Tuned:
+def _tune(folder: Path, questions: Questions, plan: _Plan, notify: Notify) -> Tuned:
     """Fit the threshold and the calibration on the dev questions, and store them in the folder.
 
-    Where the dev questions cannot decide on a threshold, the model gets that of its base.
+    What the dev questions cannot decide stays as the base model has it.
     """
     with Reader.load(folder) as reader:
         digest = questions.dev_sha256 or questions_sha256(questions.dev)
-        tuned = fit(gather(reader, questions.dev), base.no_answer_threshold, reader.calibration, digest)
+        tuned = fit(gather(reader, questions.dev), plan.answers.no_answer_threshold, plan.calibration, digest)
         store(reader.checkpoint, tuned)
     kept = [name.replace("_", " ") for name, each in tuned.fitted.items() if not each.stored]
     if kept:
         notify(
-            f"the {len(questions.dev):,} questions to measure on do not decide these, which stay as they were: {', '.join(kept)}. "
-            "More of them may: see `spanqa tune`"
+            f"the base model's {', '.join(kept)} stay: {len(questions.dev):,} questions to measure on do not show that other "
+            "values are better. `spanqa tune` fits them to more questions"
         )
     return tuned
+
+
+def _warn(message: str, notify: Notify) -> None:
+    """Show a line that matters: through `notify` or, where nobody listens, as a warning."""
+    if notify is ignore:
+        warnings.warn(message, SpanQAWarning, stacklevel=4)
+    else:
+        notify(message)

@@ -14,6 +14,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ from spanqa.batches import BatchLayout
 from spanqa.checkpoint import Checkpoint, open_checkpoint, read_settings, write_settings
 from spanqa.errors import BackendError, InputError, InterruptedTrainingError
 from spanqa.families import FAMILIES
-from spanqa.files import write_json
+from spanqa.files import check_is_new, claimed, set_usual_mode, write_json
 from spanqa.progress import Progress, silent
 from spanqa.reader import stored_settings
 from spanqa.squad import Example
@@ -85,7 +86,8 @@ def train(
     are the latest loss and F1.
 
     Raises:
-        InputError: there are no questions, `out` already exists, or there is nothing to resume.
+        InputError: there are no questions, `out` already exists or cannot be written, another run writes to it, or there is
+            nothing to resume.
         CheckpointError: the base model is not an encoder that can be trained for question answering.
         TrainingError: the loss is not a number.
         InterruptedTrainingError: a signal stopped the training; a checkpoint was written.
@@ -95,51 +97,44 @@ def train(
     work = out.with_name(f"{out.name}.training")
     first = is_first_process()
     _check_folders(out, work, resume)
-    if not train_examples or not dev_examples:
-        raise InputError(
-            f"There are {len(train_examples)} questions to train on and {len(dev_examples)} to measure on; expected some of each."
+    with claimed(work) if first else nullcontext():
+        if first:
+            _make_ready(work)
+        if not train_examples or not dev_examples:
+            raise InputError(
+                f"There are {len(train_examples)} questions to train on and {len(dev_examples)} to measure on; expected some of each."
+            )
+        base = open_checkpoint(model, revision)
+        stored = stored_settings(base)
+        windows, answers = windows or stored.windows, answers or stored.answers
+        items, report = make_training_windows(
+            train_examples, base.tokenizer, windows, empty_windows=settings.empty_windows, seed=settings.seed
         )
-    base = open_checkpoint(model, revision)
-    stored = stored_settings(base)
-    windows, answers = windows or stored.windows, answers or stored.answers
-    items, report = make_training_windows(
-        train_examples, base.tokenizer, windows, empty_windows=settings.empty_windows, seed=settings.seed
-    )
-    if not items:
-        raise InputError(f"No window is left to train on: {report}. Check the answers, or use longer windows.")
-    transformers.set_seed(settings.seed)  # a new head is drawn from it
-    network, has_head, form = _network(base, settings)
-    if first:
-        _check_space(network, out.parent)
-    loop = TrainingLoop(
-        network,
-        _arguments(settings, work),
-        items,
-        QuestionAnswering(form),
-        measure=BestModel(network, base, work, dev_examples, windows, answers, settings.half_weights),
-        evaluations=settings.evaluations,
-        patience=settings.patience,
-        measure_first=has_head,  # a new head answers at random
-        progress=progress if first else silent,
-    )
-    if first and find_spec("tensorboard"):
-        loop.add_callback(_tensorboard(work / "logs"))
-    seconds = _run(loop, work, resume)
-    if not first:
-        return Trained(None, 0.0, None, 0, loop.state.global_step, report, seconds, 0.0, [])
-    done = _result(loop, work, settings, report, seconds)
-    _deliver(work, out, settings, notes or {}, done, finish)
-    return done
-
-
-def check_is_new(out: Path) -> None:
-    """Check that an output folder does not exist yet.
-
-    Raises:
-        InputError: it does.
-    """
-    if out.exists():
-        raise InputError(f"Output folder {str(out)!r} already exists. Choose a new path.")
+        if not items:
+            raise InputError(f"No window is left to train on: {report}. Check the answers, or use longer windows.")
+        transformers.set_seed(settings.seed)  # a new head is drawn from it
+        network, has_head, form = _network(base, settings)
+        if first:
+            _check_space(network, out.parent)
+        loop = TrainingLoop(
+            network,
+            _arguments(settings, work),
+            items,
+            QuestionAnswering(form),
+            measure=BestModel(network, base, work, dev_examples, windows, answers, settings.half_weights),
+            evaluations=settings.evaluations,
+            patience=settings.patience,
+            measure_first=has_head,  # a new head answers at random
+            progress=progress if first else silent,
+        )
+        if first and find_spec("tensorboard"):
+            loop.add_callback(_tensorboard(work / "logs"))
+        seconds = _run(loop, work, resume)
+        if not first:
+            return Trained(None, 0.0, None, 0, loop.state.global_step, report, seconds, 0.0, [])
+        done = _result(loop, work, settings, report, seconds)
+        _deliver(work, out, settings, notes or {}, done, finish)
+        return done
 
 
 def is_first_process() -> bool:
@@ -206,17 +201,18 @@ def _check_folders(out: Path, work: Path, resume: bool) -> None:
     check_is_new(out)
     if resume and not work.is_dir():
         raise InputError(f"There is nothing to resume: {str(work)!r} does not exist. Leave out --resume to start.")
-    if not is_first_process():
-        return
-    begun = work.is_dir() and get_last_checkpoint(str(work)) is not None
-    if begun and not resume:
+    if is_first_process() and not resume and work.is_dir() and get_last_checkpoint(str(work)) is not None:
         raise InputError(
             f"{str(work)!r} holds the work of an earlier run. Continue it with --resume, or remove the folder to start again."
         )
+
+
+def _make_ready(work: Path) -> None:
+    """Empty the folder of a run that was stopped before its first checkpoint, and check that it can be written."""
     try:
-        if not begun and work.is_dir():
-            shutil.rmtree(work)  # it was stopped before its first checkpoint; its best model belongs to no run
-        work.mkdir(parents=True, exist_ok=True)
+        if get_last_checkpoint(str(work)) is None:
+            for left in work.iterdir():  # its best model belongs to no run
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         probe = work / ".probe"
         probe.write_bytes(b"x")
         probe.unlink()
@@ -308,5 +304,6 @@ def _deliver(
         shutil.copytree(work / "logs", folder / "training" / "tensorboard", dirs_exist_ok=True)
     if finish is not None:
         finish(folder, done)
+    set_usual_mode(folder)
     folder.rename(out)
     shutil.rmtree(work)
