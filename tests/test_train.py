@@ -37,7 +37,6 @@ from spanqa.errors import (
     TrainingError,
 )
 from spanqa.evaluate import score
-from spanqa.evaluate.record import questions_sha256
 from spanqa.evaluate.run import Score
 from spanqa.files import claimed
 from spanqa.reader import Reader
@@ -596,6 +595,8 @@ def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: P
     assert all(np.allclose(after[name], 2.5 * before[name], atol=2e-3) for name in before)
     settings = json.loads((tmp_path / "out" / "spanqa.json").read_text())
     assert settings["training"]["averaged"]["data_sha256"] == questions_sha256(hold_out(TRAIN)[1])
+    assert f"on {len(hold_out(TRAIN)[1])} held-out questions" in done.stdout
+    assert "calibration" not in settings and "no_answer_threshold" in settings["answers"]  # so few decide nothing
     assert settings["training"]["steps"] == 3
     assert settings["training"]["averaged"]["shares"] == {"first": 0.25, "last": 0.75}
     assert not (tmp_path / "out.tmp").exists()
