@@ -185,8 +185,7 @@ def test_a_vocabulary_alone_gives_the_tokens_of_the_tokenizer(tiny: Callable[...
 @pytest.mark.parametrize(
     ("options", "text", "tokens"),
     [
-        (None, "Über Anna", ["uber", "anna"]),
-        ({}, "Über Anna", ["uber", "anna"]),
+        ({"do_lower_case": True}, "Über Anna", ["uber", "anna"]),
         ({"do_lower_case": False}, "Über Anna", ["Über", "Anna"]),
         ({"do_lower_case": True, "strip_accents": False}, "Über Anna", ["über", "anna"]),
         ({"do_lower_case": False, "strip_accents": True}, "Über Anna", ["Uber", "Anna"]),
@@ -301,8 +300,12 @@ HUB_LISTINGS = {
     ),
     "a model in shards": (
         "README.md config.json model.safetensors.index.json model-00001-of-00002.safetensors "
-        "model-00002-of-00002.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json",
-        ".gitattributes pytorch_model-00001-of-00002.bin pytorch_model.bin.index.json sentencepiece.bpe.model",
+        "model-00002-of-00002.safetensors tokenizer.json tokenizer_config.json special_tokens_map.json sentencepiece.bpe.model",
+        ".gitattributes pytorch_model-00001-of-00002.bin pytorch_model.bin.index.json",
+    ),
+    "a RoBERTa of the hub": (
+        "README.md added_tokens.json config.json merges.txt model.safetensors special_tokens_map.json tokenizer_config.json vocab.json",
+        ".gitattributes pytorch_model.bin rust_model.ot dict.txt",
     ),
     "a signed int8 copy of our own": (
         "README.md config.json spanqa.json model.safetensors model.sig openvino_int8.xml openvino_int8.bin tokenizer.json "
@@ -485,7 +488,10 @@ UNREADABLE = {
         index({"a": "../model.safetensors"}),
         'index.json\' should hold a table "weight_map" of file names',
     ),
-    "no tokenizer": (remove("tokenizer.json"), "holds no tokenizer: expected tokenizer.json or vocab.txt"),
+    "no tokenizer": (
+        remove("tokenizer.json"),
+        "holds no tokenizer: expected tokenizer.json or, for .bert. models, vocab.txt",
+    ),
     "an empty tokenizer": (write("tokenizer.json", ""), "tokenizer.json' cannot be read: EOF while parsing"),
     "half a tokenizer": (
         lambda folder: write("tokenizer.json", (folder / "tokenizer.json").read_bytes()[:1000])(folder),
@@ -511,7 +517,7 @@ UNREADABLE = {
     ),
     "a tokenizer whose template names an unknown mark": (
         tokenizer(lambda stored: stored.update(post_processor=TEMPLATE)),
-        "The tokenizer loads but cannot encode: no entry found for key. Is tokenizer.json damaged",
+        "The tokenizer loads but cannot encode: no entry found for key. Is the tokenizer's file damaged",
     ),
     "a tokenizer without the token for unknown words": (
         tokenizer(lambda stored: stored["model"].update(unk_token="[X]")),

@@ -159,8 +159,6 @@ def test_a_tokenizer_that_the_files_name_is_used(stated: str, pieces: bytes, tmp
         ("albert", "spiece.model", {}, "spanqa does not read the tokenizer of 'albert' models from other files"),
         ("albert", "vocab.txt", {}, "spanqa does not read the tokenizer of 'albert' models"),  # a stray file
         ("bert", "vocab.txt", {"tokenizer_class": "BertJapaneseTokenizer"}, "does not read a BertJapaneseTokenizer, as 'bert'"),
-        ("roberta", "bpe.codes", {}, "expected tokenizer.json or, for 'roberta' models, vocab.json"),
-        ("xlm-roberta", "vocab.txt", {}, "for 'xlm-roberta' models, sentencepiece.bpe.model"),
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_is_not_read_is_refused_with_the_command_that_converts_it(
@@ -174,6 +172,20 @@ def test_a_tokenizer_that_is_not_read_is_refused_with_the_command_that_converts_
     assert command.startswith('python -c "from transformers import AutoTokenizer as A; A.from_pretrained(')
     compile(command.removeprefix('python -c "').removesuffix('"'), "command", "exec")
     assert str(tmp_path) in command
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "message"),
+    [
+        ("roberta", "vocab.txt", "expected tokenizer.json or, for 'roberta' models, vocab.json"),
+        ("xlm-roberta", "vocab.txt", "expected tokenizer.json or, for 'xlm-roberta' models, sentencepiece.bpe.model"),
+        ("bert", "vocab.json", "expected tokenizer.json or, for 'bert' models, vocab.txt. Copy it from the original"),
+    ],
+)
+def test_files_of_another_kind_are_not_read(kind: str, file: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("")
+    with pytest.raises(CheckpointError, match=message):
+        read_tokenizer(tmp_path, {"model_type": kind})
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "anna", "über", "uber", "##s"]

@@ -25,7 +25,7 @@ from spanqa.families import FAMILIES, Family, encoder_config
 from spanqa.files import read_object, write_json
 from spanqa.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 from spanqa.tokens import Tokenizer
-from spanqa.weights import WEIGHT_FILES, WeightFiles, weight_files
+from spanqa.weights import CONVERSION, PICKLED, WEIGHT_FILES, WeightFiles, weight_files
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ FORMAT = "spanqa/1"
 SECTIONS = ("windows", "answers", "calibration", "training", "quantization")
 """The sections of spanqa.json, beside its "format"."""
 
+_PULL_REQUESTS = 30  # of a hub model, the newest: so many are searched for safetensors
 _EXPECTED = (
     f"Expected a folder, a hub id such as 'deepset/bert-large-uncased-whole-word-masking-squad2', or {BUNDLED[0]!r}."
 )
@@ -159,7 +160,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     from huggingface_hub import errors
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+        path = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
     except errors.HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder nor a valid hub id. {_EXPECTED}") from None
     except errors.RevisionNotFoundError:
@@ -175,6 +176,40 @@ def _fetch(name: str, revision: str | None) -> Path:
             f"{name!r} is no folder, is not in the hub cache, and the hub cannot be reached ({type(error).__name__}). {_EXPECTED} "
             f"To work offline, fetch it once with a network: hf download {name}"
         ) from error
+    if not any(path.glob("*.safetensors")):
+        _refuse_pickles(name, revision)
+    return path
+
+
+def _refuse_pickles(name: str, revision: str | None) -> None:
+    """Say where a hub model has safetensors, if this revision of it has pickled weights only.
+
+    Raises:
+        CheckpointError: so it is.
+    """
+    import huggingface_hub
+
+    hub = huggingface_hub.HfApi()
+    try:
+        pickled = next((file for file in hub.list_repo_files(name, revision=revision) if file in PICKLED), None)
+        requests = hub.list_repo_refs(name, include_pull_requests=True).pull_requests or []
+        refs = sorted((ref.ref for ref in requests), key=lambda ref: (len(ref), ref))[-_PULL_REQUESTS:]
+        converted = [ref for ref in refs if WEIGHT_FILES[0] in hub.list_repo_files(name, revision=ref)]
+    except Exception:  # the hub is out of reach, or has closed the repository since: the folder says what it lacks
+        return
+    if pickled is None:
+        return
+    if converted:
+        way_out = (
+            f"The pull request {converted[-1]} holds them as {WEIGHT_FILES[0]}: use revision={converted[-1]!r} (--revision "
+            f"{converted[-1]}). Anybody can open a pull request; see first who made this one, on the model's page."
+        )
+    else:
+        way_out = f"{CONVERSION} Then give the new folder."
+    raise CheckpointError(
+        f"The hub model {name!r} holds its weights only as {pickled} in its revision {revision or 'main'!r}. spanqa reads safetensors, "
+        f"because pickled weights can run code. {way_out}"
+    )
 
 
 def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) -> Checkpoint:

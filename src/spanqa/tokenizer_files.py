@@ -87,7 +87,7 @@ def _from_vocabulary(path: Path, config: Mapping[str, Any]) -> tokenizers.Tokeni
         )
     if not (path / file).exists():
         raise CheckpointError(
-            f"{str(path)!r} holds no tokenizer: expected {TOKENIZER} or, for {model_type!r} models, {file}. {_conversion(path)}"
+            f"{str(path)!r} holds no tokenizer: expected {TOKENIZER} or, for {model_type!r} models, {file}. Copy it from the original model."
         )
     return reader(path, options)
 

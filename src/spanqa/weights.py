@@ -28,13 +28,20 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = (WEIGHTS, WEIGHTS_INDEX, "model-*.safetensors")
 """The names, and patterns of names, of the files that hold the parameters."""
 
-_PICKLED = (
+PICKLED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "tf_model.h5",
     "flax_model.msgpack",
     "model.ckpt.index",
 )
+"""Files of other libraries that hold parameters, and may hold code."""
+
+CONVERSION = (
+    "Convert them once, where you trust the file, with transformers: "
+    'AutoModelForQuestionAnswering.from_pretrained("FOLDER").save_pretrained("NEW_FOLDER")'
+)
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _HALF_EXPONENTS = {"F16": 0x7C00, "BF16": 0x7F80}  # all of these bits are set in NaN and infinity alone
 # Heads and buffers that checkpoints carry beside the question-answering model; they are left out, and listed.
@@ -62,12 +69,11 @@ def weight_files(path: Path) -> list[Path]:
                 f"{str(index)!r} names shards that are not there: {', '.join(missing) or 'none at all'}."
             )
         return [path / shard for shard in shards]
-    pickled = [name for name in _PICKLED if (path / name).exists()]
+    pickled = [name for name in PICKLED if (path / name).exists()]
     if pickled:
         raise CheckpointError(
             f"{str(path)!r} holds its weights only as {pickled[0]}. spanqa reads safetensors, because pickled weights can run "
-            "code. Convert them once, where you trust the file, with transformers: "
-            'AutoModelForQuestionAnswering.from_pretrained("FOLDER").save_pretrained("NEW_FOLDER")'
+            f"code. {CONVERSION}"
         )
     raise CheckpointError(f"{str(path)!r} holds no weights: expected {WEIGHTS} (or {WEIGHTS_INDEX}).")
 
