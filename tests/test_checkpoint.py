@@ -417,7 +417,8 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith(f"{base}/tree/"):
             files = self.of(path.removeprefix(f"{base}/tree/"))
             entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": commit_of(name)} for name, data in files.items()
+                {"type": "file", "path": name, "size": len(data), "oid": commit_of(name)}
+                for name, data in files.items()
             ]
             return self.answer(entries)
         if path.startswith(f"{base}/revision/") or path == base:
