@@ -14,7 +14,7 @@ from spanqa.answers import Answer, AnswerSettings, Ranking, rank_spans
 from spanqa.batches import WindowLogits
 from spanqa.calibration import Calibration
 from spanqa.errors import InputError
-from spanqa.sentences import sentence_around
+from spanqa.sentences import context_around, sentence_around
 from spanqa.tokens import Passage, Tokens
 from strategies import logits, nasty_passages, offsets
 
@@ -255,6 +255,17 @@ SENTENCES = [
     ("  Anna  ", "Anna", "Anna"),
     ("One. Two", "One. Two", "One. Two"),
     ("He met Dr. Osei at no. 5. They spoke.", "Osei", "He met Dr. Osei at no. 5."),
+    ("Дом стоит на ул. академика Королёва. Он старый.", "Королёва", "Дом стоит на ул. академика Королёва."),
+    ("Il habite av. émile Zola. Élise aussi.", "Zola", "Il habite av. émile Zola."),
+    ("Sie wohnt bzw. übernachtet dort. Über ihr wohnt er.", "dort", "Sie wohnt bzw. übernachtet dort."),
+    ("Το σπίτι είναι στην οδ. ήλιου. Είναι παλιό.", "ήλιου", "Το σπίτι είναι στην οδ. ήλιου."),
+    ("Llegó en 1891. ¿Quién lo hizo? Ana.", "Quién", "¿Quién lo hizo?"),
+    ("بنته آنا. البرج طويل.", "البرج", "البرج طويل."),
+    ("Name\tYear\nPier\t1891\nTower\t1905\n", "1891", "Pier\t1891"),
+    ("| Name | Year |\n|---|---|\n| Pier | 1891 |\n| Tower | 1905 |", "1891", "| Pier | 1891 |"),
+    ("Name     Year\r\nPier     1891\r\nTower    1905", "1891", "Pier     1891"),
+    ("Pier 1891\nTower 1905\nLamp 1923\nCable 1924\nHarbour 1930", "1923", "Lamp 1923"),
+    ("The pier was built\nby Anna Kestrel in\n1891, and it is old.", "Kestrel", "The pier was built\nby Anna Kestrel in\n1891, and it is old."),
 ]  # fmt: skip
 
 
@@ -271,6 +282,47 @@ def test_a_sentence_holds_its_answer_whatever_the_text(text: str, data: st.DataO
     end = data.draw(st.integers(start + 1, len(text)))
     left, right = sentence_around(text, start, end)
     assert 0 <= left <= start < end <= right <= len(text)
+
+
+@pytest.mark.parametrize("letters", ["абвгд", "àéüöñ", "αβγήό", "ąćęłń", "աբգդե"])
+def test_a_full_stop_before_a_lower_case_letter_of_any_script_ends_no_sentence(letters: str) -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        words = ["".join(draw.choices(letters, k=draw.randrange(2, 8))) for _ in range(6)]
+        words[0] = words[0].capitalize()
+        text = " ".join(words[:3]) + ". " + " ".join(words[3:]) + ". " + words[0] + "."
+        start = text.index(words[2] + ".")
+        left, right = sentence_around(text, start, start + 2)
+        assert (left, right) == (0, len(text) - len(words[0]) - 2)
+
+
+@pytest.mark.parametrize("gap", ["\t", " | ", "    "])
+def test_a_row_is_the_sentence_of_a_table_of_any_size(gap: str) -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        rows = [[str(draw.randrange(9999)) for _ in range(3)] for _ in range(draw.randrange(2, 40))]
+        lines = [gap.join(row) for row in rows]
+        text = "\n".join(lines)
+        row = draw.randrange(len(rows))
+        start = len("\n".join(lines[:row])) + (row > 0)
+        left, right = sentence_around(text, start, start + len(rows[row][0]))
+        assert text[left:right] == lines[row]
+
+
+@given(nasty_passages(60), st.data())
+def test_the_sentence_is_found_in_the_part_of_a_text_that_is_kept(text: str, data: st.DataObject) -> None:
+    text = draw_table(data) + text
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, min(len(text), start + 30)))
+    part, first = context_around(text, start, end)
+    left, right = sentence_around(part, start - first, end - first)
+    assert (left + first, right + first) == sentence_around(text, start, end)
+
+
+def draw_table(data: st.DataObject) -> str:
+    return "".join(
+        data.draw(st.lists(st.sampled_from(["Pier\t1891\n", "Tower 1905\n", "word ", ". A", "\n"]), max_size=200))
+    )
 
 
 def test_a_sentence_reaches_at_most_500_characters_and_to_whole_words() -> None:

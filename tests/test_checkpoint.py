@@ -1,9 +1,13 @@
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -128,8 +132,6 @@ def test_the_variants_are_what_they_are_called(variant: Callable[[str], Path]) -
 
 
 def test_a_hash_names_the_weights(variant: Callable[[str], Path], tiny: Callable[..., Path]) -> None:
-    import hashlib
-
     assert (
         open_checkpoint(tiny("bert")).weights.sha256
         == hashlib.sha256((tiny("bert") / "model.safetensors").read_bytes()).hexdigest()
@@ -402,6 +404,115 @@ def test_what_the_hub_refuses_is_explained(error: str, message: str, monkeypatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=message):
         find("org/name", "v9")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The parts of the hub's HTTP interface that find and fetch a model, for the files of each revision in `revisions`."""
+
+    revisions: ClassVar[dict[str, dict[str, bytes]]] = {}
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(self.path.partition("?")[0])
+        base = "/api/models/org/name"
+        if path == f"{base}/refs":
+            requests = [name for name in self.revisions if name != "main"]
+            refs = [{"name": name, "ref": name, "targetCommit": commit_of(name)} for name in requests]
+            return self.answer({"branches": [], "converts": [], "tags": [], "pullRequests": refs})
+        if path.startswith(f"{base}/tree/"):
+            files = self.of(path.removeprefix(f"{base}/tree/"))
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": commit_of(name)}
+                for name, data in files.items()
+            ]
+            return self.answer(entries)
+        if path.startswith(f"{base}/revision/") or path == base:
+            name = path.removeprefix(base).removeprefix("/revision/") or "main"
+            siblings = [{"rfilename": file} for file in self.of(name)]
+            return self.answer({"id": "org/name", "sha": commit_of(name), "siblings": siblings, "tags": []})
+        commit, _, file = path.removeprefix("/org/name/resolve/").partition("/")
+        return self.send(self.of(commit)[file], {"ETag": f'"{commit_of(file)}"', "X-Repo-Commit": commit})
+
+    def of(self, revision: str) -> dict[str, bytes]:
+        return next(files for name, files in self.revisions.items() if revision in (name, commit_of(name)))
+
+    def answer(self, value: Any) -> None:
+        self.send(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send(self, data: bytes, headers: dict[str, str]) -> None:
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def commit_of(name: str) -> str:
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None) -> Iterator[type[Hub]]:
+    """A hub of its own on this machine, and an empty cache."""
+    import huggingface_hub.constants
+
+    class Served(Hub):
+        revisions: ClassVar[dict[str, dict[str, bytes]]] = {}
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Served)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield Served
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PICKLES = {"config.json": b"{}", "pytorch_model.bin": b"x"}
+
+
+@pytest.mark.every_version
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        (
+            {"refs/pr/2": PICKLES, "refs/pr/9": {**PICKLES, "model.safetensors": b"x"}, "refs/pr/10": PICKLES},
+            r"'org/name' holds its weights only as pytorch_model.bin in its revision 'main'.* The pull request refs/pr/9 holds them "
+            r"as model.safetensors: use revision='refs/pr/9' \(--revision refs/pr/9\). Anybody can open a pull request; see first",
+        ),
+        (
+            {"refs/pr/2": PICKLES},
+            r"'org/name' holds its weights only as pytorch_model.bin in its revision 'main'.* Convert them once, where you trust the "
+            r"file, .* Then give the new folder",
+        ),
+    ],
+)
+def test_where_a_hub_model_has_pickles_only_the_revision_with_safetensors_is_named(
+    requests: dict[str, dict[str, bytes]], message: str, hub: type[Hub]
+) -> None:
+    hub.revisions.update({"main": PICKLES, **requests})
+    with pytest.raises(CheckpointError, match=message):
+        find("org/name")
+
+
+@pytest.mark.every_version
+def test_the_revision_named_is_fetched(hub: type[Hub]) -> None:
+    hub.revisions.update({"main": PICKLES, "refs/pr/9": {**PICKLES, "model.safetensors": b"x", "merges.txt": b"y"}})
+    names = sorted(path.name for path in find("org/name", "refs/pr/9").iterdir())
+    assert names == ["config.json", "merges.txt", "model.safetensors"]
 
 
 # --- folders that are not whole
