@@ -40,7 +40,6 @@ def main() -> None:
     averaged = {
         "shares": {first.name: share, last.name: 1 - share},
         "dev_f1": tuned.value,
-        "data_sha256": digest,
         "backend": f"{reader.backend.name} {reader.backend.dtype}",
     }
     write_settings(work, settings | {"training": settings["training"] | {"averaged": averaged}})

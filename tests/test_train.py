@@ -594,7 +594,6 @@ def test_two_stages_are_averaged_and_tuned_on_the_articles_they_held_out(base: P
     assert all(after[name].dtype == np.float16 for name in before)
     assert all(np.allclose(after[name], 2.5 * before[name], atol=2e-3) for name in before)
     settings = json.loads((tmp_path / "out" / "spanqa.json").read_text())
-    assert settings["training"]["averaged"]["data_sha256"] == questions_sha256(hold_out(TRAIN)[1])
     assert f"on {len(hold_out(TRAIN)[1])} held-out questions" in done.stdout
     assert "calibration" not in settings and "no_answer_threshold" in settings["answers"]  # so few decide nothing
     assert settings["training"]["steps"] == 3
