@@ -5,9 +5,11 @@ that are pipes, the exit code, what is imported), `spanqa` starts one.
 """
 
 import gzip
+import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from typing import Any
 import pytest
 
 from spanqa.backends.registry import BACKENDS
+from spanqa.errors import DatasetError
 from spanqa.evaluate import parity
+from spanqa.files import read_standard_input
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HARBOUR = EXAMPLES / "harbour.txt"
@@ -29,6 +33,19 @@ def spanqa(*arguments: str | Path, **options: Any) -> subprocess.CompletedProces
     command = [sys.executable, "-m", "spanqa", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"} | options.pop("env", {})
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+
+
+def interrupted(*command: str | Path, after: str, times: int = 1) -> tuple[int, str, str]:
+    """The code and the output of a process that gets Ctrl-C as soon as it writes `after` to standard error."""
+    python = [sys.executable, "-X", "importtime", "-m", "spanqa", *map(str, command)]
+    with subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any(after in line for line in lines)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+        said = "".join(line for line in lines if not line.startswith("import time:"))
+        return process.wait(), process.stdout.read(), said
 
 
 def fails(done: subprocess.CompletedProcess[str], message: str, code: int = 1) -> None:
@@ -73,7 +90,8 @@ def test_ask_json_has_the_fields_of_an_answer_and_the_question(command: Command)
     answers = [json.loads(line) for line in lines]
     text = HARBOUR.read_text("utf-8")
     names = (
-        "question text start end score probability no_answer_probability sentence sentence_start passage_index source"
+        "question text start end score probability no_answer_probability sentence sentence_start passage_index source "
+        "windows_read windows_total"
     )
     assert [list(answer) for answer in answers] == [names.split()] * 3
     assert all(text[answer["start"] : answer["end"]] == answer["text"] for answer in answers)
@@ -272,11 +290,62 @@ def test_check_prints_a_table_and_asks_questions_of_its_own(command: Command, mo
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_that_cannot_be_written_is_one_message_and_closed_output_none() -> None:
-    command = [sys.executable, "-m", "spanqa", "ask", QUESTION, str(HARBOUR)]
     with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "spanqa", "ask", QUESTION, str(HARBOUR), "--json"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "spanqa: No space left on device.\n")
     shell = shlex.join([sys.executable, "-m", "spanqa", "--version"])
     for redirection in (">&-", "2>&-"):
         done = subprocess.run(f"{shell} {redirection}", shell=True, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_closed_standard_input_is_one_message() -> None:
+    shell = shlex.join([sys.executable, "-m", "spanqa", "ask", QUESTION])
+    done = subprocess.run(f"{shell} <&-", shell=True, capture_output=True, text=True, check=False)
+    fails(done, "Standard input is closed. Give a file, or pipe text to standard input.")
+
+
+def test_standard_input_that_cannot_be_read_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = os.open(os.devnull, os.O_RDONLY)
+    with io.TextIOWrapper(io.BufferedReader(io.FileIO(number, closefd=False))) as stream:
+        os.close(number)
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(DatasetError, match=r"Standard input cannot be read: Bad file descriptor\. Give a file\."):
+            read_standard_input()
+
+
+def test_no_file_takes_the_place_of_a_closed_stream(tmp_path: Path) -> None:
+    """With standard output closed, the next file that is opened would be written to by whatever prints."""
+    program = "import os, spanqa.__main__ as m; m._prepare_streams(); print(os.open(os.devnull, os.O_RDONLY) > 2, file=open(os.environ['OUT'], 'w'))"
+    shell = shlex.join([sys.executable, "-c", program])
+    subprocess.run(f"{shell} <&- >&- 2>&-", shell=True, check=True, env={**os.environ, "OUT": str(tmp_path / "out")})
+    assert (tmp_path / "out").read_text() == "True\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_characters_that_the_encoding_of_the_output_lacks_are_escaped(encoding: str, tmp_path: Path) -> None:
+    text = "灯台はAnna Kestrelが建てた 🙂。"
+    (tmp_path / "text.txt").write_text(text, "utf-8")
+    options = {"env": {"PYTHONIOENCODING": encoding}}
+    arguments = ("ask", "誰が建てた?", tmp_path / "text.txt", "--no-answer", "off")
+    done = spanqa(*arguments, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u706f\\u53f0" in done.stdout
+    answer = json.loads(spanqa(*arguments, "--json", **options).stdout)
+    assert (answer["question"], answer["sentence"]) == ("誰が建てた?", text)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_during_imports_ends_the_process_without_a_word(times: int) -> None:
+    code, out, said = interrupted("ask", QUESTION, HARBOUR, after="typer", times=times)
+    assert code in ((130,) if times == 1 else (130, -signal.SIGINT))
+    assert (out, said) == ("", "")
+
+
+def test_an_interrupt_while_a_long_text_is_read_ends_the_process(tmp_path: Path) -> None:
+    text = HARBOUR.read_text("utf-8") * 1000
+    (tmp_path / "long.txt").write_text(text, "utf-8")
+    arguments = ("ask", QUESTION, tmp_path / "long.txt", "--max-windows", "300")
+    code, out, said = interrupted(*arguments, after="most likely of")
+    assert (code, out, said) == (130, "", "")

@@ -958,3 +958,12 @@ def test_impossible_wishes_are_refused(mini: Reader) -> None:
     for value in (-0.1, 1.1, "half"):
         with pytest.raises(InputError, match=r"min_probability is .*; expected a number from 0 to 1"):
             mini.ask("Who?", PIER, min_probability=value)  # type: ignore[arg-type]
+
+
+def test_progress_of_a_ranking_counts_windows(tiny_reader: Callable[[str], Reader]) -> None:
+    told: list[tuple[int, int]] = []
+    reader = tiny_reader("bert")
+    text = "The lighthouse was built by Anna Kestrel. " * 1000
+    reader.ranking("Who built it?", text, progress=lambda done, total, note="": told.append((done, total)))
+    assert len(told) > 1 and told == sorted(told)
+    assert told[-1][0] == told[-1][1] > 100
