@@ -285,7 +285,10 @@ def test_scores_never_exceed_one_however_many_windows_contain_the_answer(reader:
             {"model": "example/model", "token": "hf_secret", "use_auth_token": "hf_b"},
             "token was given twice. Give it once",
         ),
-        ({"model": 7}, "model is int: 7. Expected a folder, a hub id, a Reader, or a PyTorch model of transformers"),
+        (
+            {"model": 7},
+            "model is of type int. Expected a folder, a hub id, a Reader, or a PyTorch model of transformers",
+        ),
     ],
 )
 def test_an_argument_that_cannot_be_honoured_names_its_replacement(arguments: dict[str, Any], message: str) -> None:
@@ -649,6 +652,11 @@ def test_a_pipeline_around_a_model_in_memory_is_pickled_with_it(transformers: An
         TypeError, match=r"made around a model in memory, which cannot be pickled. Load it from a folder"
     ):
         pickle.dumps(pipeline(model=qa.reader))
+    model.inner = lambda: 0
+    with pytest.raises(
+        TypeError, match=r"This pipeline cannot be pickled: .* Save its model with save_pretrained, and make"
+    ):
+        pickle.dumps(qa)
 
 
 def test_save_pretrained_writes_a_folder_that_answers_the_same(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -767,6 +775,33 @@ def test_a_model_in_memory_is_saved_with_its_tokenizer_and_settings(own: tuple[A
         InputError, match=r"made around a model in memory. Save that model and its tokenizer themselves"
     ):
         pipeline(model=qa.reader).save_pretrained(tmp_path / "again")
+
+
+def test_a_compiled_model_answers_as_the_model_itself(own: tuple[Any, Any, Path]) -> None:
+    import torch
+
+    model, tokenizer, _ = own
+    compiled = torch.compile(model, backend="eager")
+    assert pipeline(model=compiled, tokenizer=tokenizer)(**QUESTION) == pipeline(model=model, tokenizer=tokenizer)(
+        **QUESTION
+    )
+
+
+def test_a_model_in_memory_without_a_head_is_refused(own: tuple[Any, Any, Path]) -> None:
+    import torch
+
+    model, tokenizer, _ = own
+    with pytest.raises(
+        InputError, match=r"BertModel has no question-answering head. Load the model with AutoModelForQuestion"
+    ):
+        pipeline(model=model.bert, tokenizer=tokenizer)
+    with pytest.raises(
+        InputError, match=r"model is of type DataParallel. Expected a folder, a hub id, a Reader, or a PyTorch"
+    ):
+        pipeline(model=torch.nn.DataParallel(model), tokenizer=tokenizer)
+    with pytest.raises(InputError, match=r"config is 'BertConfig', but a model comes with its own"):
+        pipeline(model="spanqa-mini", config=model.config)
+    assert pipeline(model=model, config=model.config, tokenizer=tokenizer)
 
 
 def test_a_model_that_cannot_be_copied_is_refused(own: tuple[Any, Any, Path]) -> None:

@@ -55,7 +55,8 @@ class TorchBackend:
         self.layouts = _layouts(self._family, device, dtype)
         self._lock = Lock()  # the attention function is a setting of the whole network
         self._usual = self.network.config._attn_implementation
-        self._parameters = set(inspect.signature(network.forward).parameters)
+        compiled_from = getattr(network, "_orig_mod", network)  # torch.compile's wrapper hides the parameters
+        self._parameters = set(inspect.signature(compiled_from.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
         self._padding = max(0, getattr(self.network.config, "pad_token_id", None) or 0)  # mBART asks where it begins
         self._sparse = [module for module in self.network.modules() if hasattr(module, "set_attention_type")]

@@ -1,5 +1,6 @@
 """The reader behind a pipeline: from a name, a folder, a `Reader`, or a transformers model in memory."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ def load_reader(model: Any, config: Any, tokenizer: Any, loading: Loading) -> Re
         config is None or config is getattr(model, "config", None) or (is_name(config) and str(config) == str(model))
     ):
         raise InputError(
-            f"config is {config!r:.60}, but a model comes with its own. Leave config out; to change it, save the changed "
-            "config.json in the model's folder."
+            f"config is {config if is_name(config) else type(config).__name__!r}, but a model comes with its own. Leave config out; "
+            "to change it, save the changed config.json in the model's folder."
         )
     if loading.token and (_is_on_hub(model) or _is_on_hub(tokenizer)):
         raise InputError(
@@ -80,7 +81,12 @@ def _reader_of_module(module: Any, tokenizer: Any, loading: Loading) -> Reader:
         )
     if not (hasattr(module, "config") and hasattr(module, "named_parameters")):
         raise InputError(
-            f"model is {type(module).__name__}: {module!r:.60}. Expected a folder, a hub id, a Reader, or a PyTorch model of transformers."
+            f"model is of type {type(module).__name__}. Expected a folder, a hub id, a Reader, or a PyTorch model of transformers."
+        )
+    itself = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    if "start_positions" not in inspect.signature(itself.forward).parameters:
+        raise InputError(
+            f"{type(module).__name__} has no question-answering head. Load the model with AutoModelForQuestionAnswering."
         )
     if tokenizer is None:
         raise InputError(
@@ -91,7 +97,7 @@ def _reader_of_module(module: Any, tokenizer: Any, loading: Loading) -> Reader:
     config = module.config.to_dict()
     path = Path(str(getattr(module, "name_or_path", None) or "a model in memory"))
     found, longest = _tokenizer(tokenizer, config, loading.revision)
-    checkpoint = Checkpoint(path, config, _settings(path, module), found)
+    checkpoint = Checkpoint(path, config, _settings(path, itself), found)
     backend = torch_backend.wrap(module, checkpoint, device=loading.device, dtype=loading.dtype)
     return _no_longer(Reader(checkpoint, backend), longest)
 
@@ -105,7 +111,7 @@ def _settings(path: Path, module: Any) -> dict[str, Any]:
             f"The model in memory has other weights than its folder {str(path)!r}. The settings there, such as the calibration of "
             "probabilities, do not apply. Save the model, and run `spanqa tune` on its folder.",
             SpanQAWarning,
-            stacklevel=7,
+            stacklevel=6,
         )
         return {}
     return read_settings(path)
@@ -121,6 +127,7 @@ def _same_head(path: Path, module: Any) -> bool:
     head = {name: value for name, value in module.named_parameters() if not name.startswith(encoder)}
     return bool(head) and all(
         name in stored
+        and not value.is_meta
         and torch.equal(
             torch.from_numpy(files.read(stored[name]).astype("float32")).to(value.dtype), value.detach().cpu()
         )

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -104,7 +105,12 @@ class QuestionAnsweringPipeline:
         self._arguments = {"model": _absolute(model), "tokenizer": _absolute(self._tokenizer), **arguments}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _build, (type(self), self._arguments)
+        try:
+            return _build, (type(self), pickle.dumps(self._arguments))
+        except Exception as error:  # a model in memory may hold anything
+            raise TypeError(
+                f"This pipeline cannot be pickled: {error}. Save its model with save_pretrained, and make the pipeline from that folder."
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -262,8 +268,8 @@ def _absolute(given: Any) -> Any:
     return str(Path(given).expanduser().resolve()) if is_name(given) and Path(given).expanduser().is_dir() else given
 
 
-def _build(kind: type[QuestionAnsweringPipeline], arguments: dict[str, Any]) -> QuestionAnsweringPipeline:
-    return kind(**arguments)
+def _build(kind: type[QuestionAnsweringPipeline], arguments: bytes) -> QuestionAnsweringPipeline:
+    return kind(**pickle.loads(arguments))
 
 
 def _best_spans(window: WindowLogits, settings: CallSettings) -> Iterator[tuple[int, int, float]]:
