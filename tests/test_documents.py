@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spanqa.decoding import decode_text
-from spanqa.documents import page_text, read_document, read_documents
+from spanqa.documents import files_below, page_text, read_document, read_documents
 from spanqa.errors import DatasetError, InputError, SpanQAError
 
 TEXT = "Das Schloß in Zürich — 東京 🗼\r\nZeile zwei.\n"
@@ -114,6 +114,17 @@ def test_bytes_of_any_kind_are_a_text_or_an_error() -> None:
         except DatasetError:
             continue
         document.text.encode("utf-8")
+
+
+def test_a_url_keeps_its_slashes() -> None:
+    for name in ("https://example.org/a.html", "s3://bucket/a.txt"):
+        with pytest.raises(InputError, match=f"'{name}' is a URL, and spanqa reads files. Fetch it first, .* curl -L"):
+            read_document(name)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"Folder '.*gone' cannot be read: No such file or directory"):
+        list(files_below(tmp_path / "gone"))
 
 
 # --- web pages
