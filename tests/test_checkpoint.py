@@ -454,6 +454,7 @@ def commit_of(name: str) -> str:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None) -> Iterator[type[Hub]]:
     """A hub of its own on this machine, and an empty cache."""
     import huggingface_hub.constants
+    import huggingface_hub.utils
 
     class Served(Hub):
         revisions: ClassVar[dict[str, dict[str, bytes]]] = {}
@@ -468,7 +469,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None) -
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    forget = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)  # older ones keep a session that is offline
+    forget()
     yield Served
+    forget()
     server.shutdown()
     server.server_close()
     thread.join()
