@@ -461,6 +461,8 @@ def commit_of(name: str) -> str:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None) -> Iterator[type[Hub]]:
     """A hub of its own on this machine, and an empty cache."""
     import huggingface_hub.constants
+    import huggingface_hub.file_download
+    import huggingface_hub.utils
 
     class Served(Hub):
         revisions: ClassVar[dict[str, dict[str, bytes]]] = {}
@@ -471,11 +473,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, socket_enabled: None) -
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
+    for module in (huggingface_hub.constants, huggingface_hub.file_download):  # older ones keep the address there too
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    forget = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)  # older ones keep a session that is offline
+    forget()
     yield Served
+    forget()
     server.shutdown()
     server.server_close()
     thread.join()
