@@ -459,7 +459,9 @@ def test_a_stream_left_early_leaves_nothing_queued_or_running(
         return forward(batch)
 
     backend.forward = slow  # type: ignore[method-assign]
-    monkeypatch.setattr(reader.engine, "submit", lambda windows: futures.append(submit(windows)) or futures[-1])
+    monkeypatch.setattr(
+        reader.engine, "submit", lambda windows, **options: futures.append(submit(windows, **options)) or futures[-1]
+    )
     stream = reader.ask_many(("who?", f"x {number} a b " * 20) for number in range(500))
     for _ in stream:
         if len(futures) > 6 and not futures[-1].done():
