@@ -78,6 +78,7 @@ def render() -> str:
         ("planning", planning),
         ("confidence.spanqa-mini", confidence),
         ("ten-passages", ten_passages),
+        ("long-text", long_text),
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
@@ -210,6 +211,33 @@ def ten_passages(record: dict[str, Any]) -> str:
 the same article. "Right answer among the ten best spans" is an upper bound: how often these spans touch the right paragraph at all.
 
 {shares}"""
+
+
+def long_text(record: dict[str, Any]) -> str:
+    runs = [
+        (
+            name,
+            f"{run['windows'][0]:,} of {run['windows'][1]:,}",
+            f"{run['seconds']:.1f}",
+            f"{run['peak_mb_above_short_text']:.0f}",
+        )
+        for name, run in record["processes"].items()
+    ]
+    found = record["recall"]
+    f1s = [(name, f"{row['questions']}", f"{row['f1']:.2f}") for name, row in record["f1"].items()]
+    return f"""## Long texts
+
+`spanqa ask` on a text of {record["megabytes"]:.0f} MB, as a whole process: paragraphs of SQuAD 2.0 and pages of TimeQA in random order. Memory is the peak above that of the
+same command on a short text.
+
+{table(("", "windows read", "seconds", "MB"), runs)}
+An answer of {found["questions"]} development questions, in the paragraph that the question was written for, lies in the {found["windows"]} windows that are
+read in {found["found"]:.1%} of the cases. Choosing them takes {found["first_choice_s"]:.1f} s for the first question, which counts the words of the text, and {found["choice_s"]:.2f} s for each
+further one.
+
+F1 of questions asked of 1 MB that holds their paragraphs:
+
+{table(("", "questions", "F1"), f1s)}"""
 
 
 def layouts_f1(record: dict[str, Any]) -> str:
