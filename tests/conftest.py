@@ -86,8 +86,13 @@ class NotedRaises:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> Any:
         matched = self.context.__exit__(kind, error, traceback)
-        places = [(frame.filename, frame.lineno) for frame in extract_tb(traceback)]
-        MATCHED.update([place for place in places if "spanqa" in Path(place[0]).parts][-1:])
+        cause = error
+        while cause is not None and (
+            cause is error or str(cause) in str(error)
+        ):  # an error can quote the one before it
+            places = [(frame.filename, frame.lineno) for frame in extract_tb(cause.__traceback__)]
+            MATCHED.update([place for place in places if "spanqa" in Path(place[0]).parts][-1:])
+            cause = cause.__context__
         if hasattr(error, "made_at"):
             MATCHED.add(error.made_at)
         return matched

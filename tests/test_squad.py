@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spanqa.errors import DatasetError, InputError
-from spanqa.files import claimed, new_folder, read_json, read_text, replacing, write_json
+from spanqa.files import (
+    check_keeps,
+    claimed,
+    new_folder,
+    read_json,
+    read_standard_input,
+    read_text,
+    replacing,
+    write_json,
+)
 from spanqa.squad import Example, GoldAnswer, json_object_writer, read_squad
 from strategies import nasty_texts
 
@@ -207,6 +217,26 @@ def test_a_lone_surrogate_is_written_as_its_escape(tmp_path: Path) -> None:
             write_entry(key, value)
         text = (tmp_path / "out.json").read_text("utf-8")
         assert json.loads(text) == json.loads(json.dumps({key: value}))
+
+
+def test_closed_standard_input_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DatasetError, match=r"Standard input is closed. Give a file, or pipe text to standard input"):
+        read_standard_input()
+
+
+def test_standard_input_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "r") as stream, os.fdopen(reading):
+        monkeypatch.setattr(sys, "stdin", stream)
+        with pytest.raises(DatasetError, match=r"Standard input cannot be read: Bad file descriptor. Give a file"):
+            read_standard_input()
+
+
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "predictions.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is an input of this command, which would replace it. Choose another"):
+        check_keeps([None, tmp_path / "predictions.json"], tmp_path, ["record.json", "predictions.json"])
 
 
 def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:

@@ -237,6 +237,21 @@ def check_structures(draw: random.Random) -> None:
     assert read_structure(str([*map(np.int64, starts), *texts])) == [*starts, *texts]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "recursion"),
+        ("[1, 2", "was never closed"),
+        ("['a']['b']", "is neither a list nor an object"),
+        ("[1 ; 2]", "'; 2]' is not part of a list or object"),
+        ("[x]", "'x' is not part of a list or object"),
+    ],
+)
+def test_a_text_that_is_no_list_or_object_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_structure(text)
+
+
 @pytest.mark.parametrize("kind", ["plain", "numpy"])
 def test_a_dataset_written_as_csv_keeps_its_labels(tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")

@@ -146,8 +146,6 @@ def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
         raise CheckpointError(f"{name!r} names the home folder of a user that does not exist. {_EXPECTED}") from None
     except OSError as error:
         raise CheckpointError(f"{_show(path)} cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # a null character
-        raise CheckpointError(f"{name!r} cannot be read: {error}.") from None
     if is_folder:
         if revision is not None:
             raise CheckpointError(
