@@ -40,8 +40,16 @@ MaxAnswerTokens = Annotated[
 NoAnswer = Annotated[
     str, typer.Option(help="auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer.")
 ]
+
+
+def _probability(value: float) -> float:
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value} is not a number from 0 to 1")
+    return value
+
+
 MinProbability = Annotated[
-    float, typer.Option(min=0, max=1, help="Do not give answers that are less probable than this.")
+    float, typer.Option(callback=_probability, help="Do not give answers that are less probable than this.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
