@@ -134,12 +134,12 @@ _LINES = {"address", "br", "caption", "dd", "div", "dt", "figcaption", "legend",
 
 
 class _Page(HTMLParser):
-    """Collects the text of a page: finished lines, and the line that is being written."""
+    """Collects the text of a page: finished lines, and the pieces of the line that is being written."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self._lines: list[str] = []
-        self._line = ""
+        self._line: list[str] = []
         self._skipping: list[str] = []
         self._preformatted = 0
 
@@ -151,10 +151,11 @@ class _Page(HTMLParser):
         if tag in _SKIPPED:
             self._skipping.append(tag)
         elif tag in ("td", "th"):
-            self._line = self._line.rstrip(" ") + "\t" if self._line.strip() else ""
+            self._next_cell()
         else:
             self._edge(tag)
-            self._line += "- " if tag == "li" else ""
+            if tag == "li":
+                self._line.append("- ")
             self._preformatted += tag == "pre"
 
     def handle_startendtag(self, tag: str, attrs: object) -> None:
@@ -173,13 +174,20 @@ class _Page(HTMLParser):
             return
         if self._preformatted:
             first, *others = data.split("\n")
-            self._line += first
+            self._line.append(first)
             for line in others:
                 self._break(keep_empty=True)
-                self._line = line
+                self._line = [line]
             return
         words = re.sub(r"[ \t\n\r\f]+", " ", data)
-        self._line += words.removeprefix(" ") if self._line[-1:] in ("", " ", "\t") else words
+        begins = not self._line or self._line[-1][-1:] in (" ", "\t")
+        if piece := words.removeprefix(" ") if begins else words:
+            self._line.append(piece)
+
+    def _next_cell(self) -> None:
+        if self._line:
+            self._line[-1] = self._line[-1].rstrip(" ")
+            self._line.append("\t")
 
     def _edge(self, tag: str) -> None:
         if tag in _APART or tag in _LINES:
@@ -188,7 +196,7 @@ class _Page(HTMLParser):
             self._lines.append("")
 
     def _break(self, *, keep_empty: bool = False) -> None:
-        line = self._line.rstrip()
+        line = "".join(self._line).rstrip()
         if line or keep_empty:
             self._lines.append(line)
-        self._line = ""
+        self._line = []
