@@ -4,7 +4,8 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,23 +182,25 @@ def test_a_writer_left_by_an_exception_leaves_the_old_file_and_nothing_else(tmp_
     assert list(tmp_path.iterdir()) == [tmp_path / "out.json"]
 
 
-@pytest.fixture
-def file_size() -> Iterator[Callable[[int], None]]:
-    """Limit the size of files that this process writes: what is longer fails, as on a full disk."""
+@contextmanager
+def disk_of(most: int) -> Iterator[None]:
+    """Limit the size of files that this process writes: what is longer fails, as on a full disk. (The output of pytest may be one.)"""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, file_size: Callable[[int], None]) -> None:
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path) -> None:
     written = 0
     for seed in range(1000):
         draw = random.Random(seed)
         limit, entries = draw.randrange(1, 40_000), draw.randrange(1, 300)
-        file_size(limit)
         try:
-            with json_object_writer(tmp_path / "out.json") as write_entry:
+            with disk_of(limit), json_object_writer(tmp_path / "out.json") as write_entry:
                 for key in range(entries):
                     write_entry(str(key), "x" * draw.randrange(200))
             written += 1
