@@ -3,10 +3,11 @@
 A model reads some tens of windows in a second; counting words takes microseconds. So of a long text only its most likely parts are
 encoded and read. The text is cut into blocks, each a little shorter than a window; BM25 ranks the blocks of all texts; the best are
 read, together with some text on both sides, and blocks that are neighbours are read in one piece. Blocks end with a paragraph where
-they can: a model reads a paragraph better than parts of two. Words are compared as they are
-written, without stemming, in lower case and in Unicode's compatibility form. Where a script puts no spaces between words (Chinese,
-Japanese, Thai, Lao, Khmer, Burmese), or joins particles to them (Korean), characters and pairs of characters take their place. An
-answer in a part that shares no word with the question is lost. This module runs no model.
+they can: a model reads a paragraph better than parts of two.
+
+Words are compared as they are written, without stemming, in lower case and in Unicode's compatibility form. Where a script puts no
+spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), or joins particles to them (Korean), characters and pairs of
+characters take their place. An answer in a part that shares no word with the question is lost. This module runs no model.
 
 Source: Robertson & Zaragoza 2009; pairs of characters as in Lucene's CJKBigramFilter. benchmarks/long_text.py measures recall.
 """
