@@ -30,9 +30,9 @@ from spanqa.calibration import Calibration
 from spanqa.evaluate.curves import expected_calibration_error, risk_coverage_of
 from spanqa.evaluate.metrics import averages, best_threshold, column
 from spanqa.evaluate.outcomes import RIGHT
-from spanqa.evaluate.record import describe_file
 from spanqa.evaluate.scoring import question_scores
 from spanqa.evaluate.tune import gather, probabilities_at
+from spanqa.files import describe
 from spanqa.squad import Example
 
 FILES = ("squad-v2.0-dev", "squadshifts-new-wiki", "squadshifts-reddit", "qed-nq")
@@ -73,7 +73,7 @@ def measure(reader: Reader, path: Path) -> dict:
     stored = reader.answers.no_answer_threshold
     best, _ = best_threshold(outcomes, "f1")
     row = {
-        "data": describe_file(path),
+        "data": describe(path, path.read_bytes()),
         "questions": len(outcomes),
         "f1": averages(outcomes)["f1"],
         "best_f1": best,

@@ -24,7 +24,7 @@ from side_by_side import MINI, processor, window_lengths
 
 from spanqa import Reader, __version__, read_squad
 from spanqa.batches import BatchLayout, plan_batches
-from spanqa.evaluate.record import describe_file
+from spanqa.files import describe
 
 BUDGET, COLS, MILLION = 8192, 512, 1_000_000
 LAYOUTS: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -67,7 +67,7 @@ def main() -> None:
     if arguments.out:
         record = {
             "command": shlex.join(["python", "benchmarks/planning.py", *sys.argv[1:]]),
-            "data": describe_file(data),
+            "data": describe(data, data.read_bytes()),
             "questions": len(examples),
             "windows": len(lengths),
             "budget_tokens": BUDGET,

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from spanqa import Reader, __version__, read_squad
 from spanqa.evaluate import score_squad
-from spanqa.evaluate.record import describe_file
+from spanqa.files import describe
 from spanqa.squad import Example
 from spanqa.windows import make_windows
 
@@ -220,7 +220,7 @@ def run(arguments: argparse.Namespace, model: Path) -> None:
         record = {
             "command": shlex.join(["python", "benchmarks/side_by_side.py", *sys.argv[1:]]),
             "shape": arguments.shape,
-            "model": describe_file(model / "model.safetensors"),
+            "model": describe(model / "model.safetensors", (model / "model.safetensors").read_bytes()),
             "data": arguments.data,
             "order": "random" if arguments.shuffle else "as in the file",
             "questions": len(examples),

@@ -14,8 +14,9 @@ from spanqa.batches import SpanLogits
 from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import DatasetError, InputError, QuestionTooLongError
 from spanqa.evaluate import OfficialSettings, evaluate, score_file, score_squad
-from spanqa.evaluate.record import describe_file, describe_reader
+from spanqa.evaluate.record import describe_reader
 from spanqa.evaluate.run import write_record
+from spanqa.files import describe, read_bytes
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
 from spanqa.stream import Reading
@@ -301,7 +302,7 @@ def test_settings_say_what_was_run(reader, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/spanqa", "evaluate", "my dev.json"])
     data = tmp_path / "dev.json"
     data.write_text("{}")
-    settings = evaluate(reader(), EXAMPLES, data=describe_file(data), threshold=-math.inf)["settings"]
+    settings = evaluate(reader(), EXAMPLES, data=describe(data, data.read_bytes()), threshold=-math.inf)["settings"]
     assert settings["command"] == "spanqa evaluate 'my dev.json'"
     assert settings["data"] == {"file": "dev.json", "sha256": hashlib.sha256(b"{}").hexdigest(), "questions": 5}
     assert settings["model"] == {"name": "spanqa-mini", "sha256": checkpoint.weights.sha256}
@@ -323,8 +324,8 @@ def test_a_model_of_the_hub_is_named_with_its_revision(reader, checkpoint, tmp_p
 
 
 def test_a_data_file_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(DatasetError, match=r"none\.json' cannot be read: No such file"):
-        describe_file(tmp_path / "none.json")
+    with pytest.raises(DatasetError, match=r"none\.json' does not exist. Check the name"):
+        read_bytes(tmp_path / "none.json")
 
 
 # the bundled model
@@ -358,13 +359,13 @@ def write(path, content):
 def test_files_of_predictions_are_scored_without_a_model(tmp_path, ending):
     predictions = write(tmp_path / f"predictions.{ending}", PREDICTIONS)
     na_probs = write(tmp_path / f"na.{ending}", NA_PROBS)
-    record = score_file(EXAMPLES, predictions, na_probs, data=describe_file(na_probs))
+    record = score_file(EXAMPLES, predictions, na_probs, data=describe(na_probs, na_probs.read_bytes()))
     assert record["metrics"] == score_squad(EXAMPLES, PREDICTIONS, NA_PROBS)
     assert record["metrics"]["best_exact"] == 60.0  # "length" answered, no other
     settings = record["settings"]
-    assert settings["predictions"] == describe_file(predictions)
+    assert settings["predictions"] == describe(predictions, predictions.read_bytes())
     assert settings["na_probs"]["file"] == f"na.{ending}"
-    assert settings["data"] == describe_file(na_probs) | {"questions": 5}
+    assert settings["data"] == describe(na_probs, na_probs.read_bytes()) | {"questions": 5}
     json.dumps(record, allow_nan=False)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import platform
 import shlex
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from spanqa import __version__
-from spanqa.errors import DatasetError
 from spanqa.extras import NEEDS, package_version
 from spanqa.files import shown
 from spanqa.reader import Reader
@@ -42,19 +40,6 @@ def describe_reader(reader: Reader) -> dict[str, Any]:
         "windows": asdict(reader.windows),
         "calibration": asdict(reader.calibration),
     }
-
-
-def describe_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the name and sha256 of a file, of its bytes as stored (gzip'd or not).
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            return {"file": shown(Path(path).name), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}. Check the name.") from error
 
 
 def questions_sha256(examples: Iterable[Example]) -> str:
