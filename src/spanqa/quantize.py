@@ -12,7 +12,6 @@ Source: NNCF, post-training quantization with SmoothQuant (https://arxiv.org/abs
 import os
 import random
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -35,6 +34,7 @@ from spanqa.checkpoint import (
 from spanqa.errors import AccuracyLostError, InputError, SpanQAWarning
 from spanqa.evaluate.run import score
 from spanqa.extras import require
+from spanqa.files import check_is_new, new_folder
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.squad import Example
@@ -93,8 +93,7 @@ def quantize(
         NotInstalledError: NNCF is not installed.
     """
     out = Path(out)
-    if out.exists():
-        raise InputError(f"Output folder {str(out)!r} already exists. Choose a new path.")
+    check_is_new(out)
     if len(examples) < 2 * calibration_questions:
         raise InputError(
             f"The data has {len(examples)} questions. Expected at least {2 * calibration_questions}: half to calibrate and half "
@@ -108,10 +107,7 @@ def quantize(
     reader = Reader.load(model, backend="openvino", dtype="fp32", revision=revision)
     checkpoint = reader.checkpoint
     before = score(reader, measured)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        folder = Path(temporary) / out.name
-        folder.mkdir()
+    with new_folder(out) as folder:
         copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE, INT8_GRAPH, INT8_WEIGHTS))
         for ffn_outputs in ("int8", "floats"):
             progress(1, 4, f"quantizing, feed-forward outputs in {ffn_outputs}")
@@ -144,12 +140,11 @@ def quantize(
             speedup=speeds["int8"] / speeds[auto_dtype],
         )
         _write_settings(folder, checkpoint, done)
-        folder.rename(out)
     progress(4, 4)
     if done.speedup < PAYS:
         warnings.warn(
             f"int8 does not pay on this machine: {done.speedup:.2f} times the speed of {auto_dtype}, which auto chooses. Use the copy "
-            "on a processor with VNNI or AMX (`spanqa info` tells), or use the original model.",
+            "on a processor with VNNI or AMX (`spanqa info` says whether it has them), or use the original model.",
             SpanQAWarning,
             stacklevel=2,
         )
