@@ -15,12 +15,9 @@ from spanqa.cli import options
 from spanqa.cli.show import show_answers, which_windows
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from spanqa.answers import Answer
+    from spanqa.answers import Answer, Ranking
     from spanqa.documents import Document
-    from spanqa.progress import Progress
-    from spanqa.retrieval import Choice
+    from spanqa.retrieval import Choice, TextIndex
 
 LONG = 200_000
 """Code points of all texts from which reading takes so long that its progress is shown."""
@@ -109,15 +106,12 @@ def ask(
     )
     least = least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
     numbers = [number for number, document in enumerate(documents) if document.text.strip()]
-    read = [documents[number] for number in numbers]
-    index = TextIndex(reader, [document.text for document in read], [document.source for document in read])
+    filled = [documents[number] for number in numbers]
+    index = TextIndex(reader, [document.text for document in filled], [document.source for document in filled])
     failed, shown = False, 0
     for each in asked:
         try:
-            with _progress(read) as progress:
-                choice = index.choose(each, max_windows, read_all=read_all)
-                _explain(choice)
-                ranking = reader.ranking(each, choice.passages, top_k, progress=progress)
+            choice, ranking = _read_for(each, index, top_k, max_windows, read_all)
         except SpanQAError as error:
             if questions is None:
                 raise
@@ -139,12 +133,17 @@ def ask(
         raise typer.Exit(1)
 
 
-def _progress(documents: "list[Document]") -> "AbstractContextManager[Progress]":
-    """The progress of reading, where it takes long."""
+def _read_for(
+    question: str, index: "TextIndex", top_k: int, max_windows: int | None, read_all: bool
+) -> "tuple[Choice, Ranking]":
+    """Choose what to read for a question, say so, and read it; the progress is shown where that takes long."""
     from spanqa.progress import silent
 
-    long = sum(len(document.text) for document in documents) > LONG
-    return options.progress_bar("windows") if long else nullcontext(silent)
+    long = sum(map(len, index.texts)) > LONG
+    with options.progress_bar("windows") if long else nullcontext(silent) as progress:
+        choice = index.choose(question, max_windows, read_all=read_all)
+        _explain(choice)
+        return choice, index.reader.ranking(question, choice.passages, top_k, progress=progress)
 
 
 def _questions_and_names(

@@ -177,7 +177,6 @@ def _report(
 
 
 def _show(record: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     blocks = {"official": record["metrics"]} | ({"reader": record["reader"]} if "reader" in record else {})
@@ -187,4 +186,4 @@ def _show(record: dict[str, Any]) -> None:
     for name in dict.fromkeys(name for block in blocks.values() for name in block):
         values = [block.get(name, "") for block in blocks.values()]
         table.add_row(name, *(f"{value:.2f}" if isinstance(value, float) else str(value) for value in values))
-    Console(highlight=False).print(table)
+    options.output().print(table)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spanqa.cli import options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,9 +24,7 @@ def show_answers(
 
     `title` is printed above, where several questions are asked.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = options.output()
     kind = "" if calibrated else ", uncalibrated"
     if title is not None:
         console.print(f"[bold cyan]{_plain(title)}[/]")

@@ -152,7 +152,6 @@ def _print_result(done: "FineTuned", questions: "Questions", as_json: bool) -> N
 
 def _print_curve(points: "list[Point]", out: Path, questions: "Questions", as_json: bool) -> None:
     """Draw the curve, and print its points and what they mean."""
-    from rich.console import Console
     from rich.table import Table
 
     from spanqa.train.curve import advice, plot
@@ -165,7 +164,7 @@ def _print_curve(points: "list[Point]", out: Path, questions: "Questions", as_js
     table = Table("questions", "F1", "± over seeds", box=None, padding=(0, 2))
     for point in points:
         table.add_row(f"{point.questions:,}", f"{point.mean:.2f}", f"{point.deviation:.2f}")
-    Console(highlight=False).print(table)
+    options.output().print(table)
     typer.echo(f"{out / 'curve.png'}, measured on {len(questions.dev):,} questions")
     if conclusion:
         typer.echo(conclusion)

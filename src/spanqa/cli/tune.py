@@ -80,7 +80,6 @@ def tune(
 
 
 def _show(tuned: "Tuned") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -91,7 +90,7 @@ def _show(tuned: "Tuned") -> None:
         now = f"{each.best:.3f}" if each.stored else f"{each.before:.3f}, kept"
         interval = f"{each.low:.3f} to {each.high:.3f}"
         table.add_row(name.replace("_", " "), f"{each.before:.3f}", f"{each.best:.3f}", interval, now)
-    Console(highlight=False).print(table)
+    options.output().print(table)
     if "no_answer_threshold" not in tuned.fitted:
         typer.echo("The threshold and the probability of no answer stay as they are: every question has an answer.")
     if not all(each.stored for each in tuned.fitted.values()):
