@@ -107,13 +107,16 @@ def test_bytes_of_any_kind_are_a_text_or_an_error() -> None:
         b"</svg></pre>",
         b"<svg><pre>",
     ]
+    read = 0
     for _ in range(1000):
         data = draw.choice(starts) + b"".join(draw.choices(tails, k=draw.randrange(6)))
         try:
             document = read_document("a.txt", data)
         except DatasetError:
             continue
-        document.text.encode("utf-8")
+        assert document.text.encode("utf-8").decode("utf-8") == document.text
+        read += 1
+    assert 200 < read < 800
 
 
 def test_a_url_keeps_its_slashes() -> None:
