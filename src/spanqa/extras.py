@@ -33,6 +33,8 @@ NEEDS: dict[str, Need] = {
     "parquet": Need("Reading Parquet files", ("pyarrow",), "train"),
     "datasets": Need("Reading a folder of Hugging Face datasets", ("datasets",), "train"),
     "report": Need("Writing a report", ("matplotlib",), "report"),
+    "figures": Need("Drawing figures", ("matplotlib",), "explain"),
+    "gradients": Need("Explaining by gradients", ("torch", "transformers"), "torch"),
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }

@@ -7,6 +7,7 @@ larger score, so a span that two windows contain counts once.
 This module knows no text and no threshold: that is `spanqa.answers`.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,13 @@ def passage_band(windows: Sequence[WindowLogits], tokens: int, max_answer_tokens
         rows = band[window.first : window.first + len(window.start), : margins.shape[1]]
         np.maximum(rows, margins, out=rows)
     return band
+
+
+def span_margin(window: WindowLogits, first: int, last: int) -> float:
+    """Return the margin of passage tokens `first` to `last` in a window; -inf where the window does not hold them all."""
+    if first < window.first or last >= window.first + len(window.start):
+        return -math.inf
+    return float(window.start[first - window.first] - np.float32(window.null_score) + window.end[last - window.first])
 
 
 def windows_of(windows: Sequence[WindowLogits], first: int, stop: int) -> list[WindowLogits]:

@@ -119,6 +119,11 @@ class Tokens:
         """Return the tokens from `first` (inclusive) to `stop` (exclusive); their offsets stay those in the whole text."""
         return Tokens(self.ids[first:stop], self.offsets[first:stop], self.words[first:stop])
 
+    def covering(self, start: int, end: int) -> tuple[int, int]:
+        """Return the first and the last token that share a character with `[start:end]`; where none does, last < first."""
+        first = int(np.searchsorted(self.offsets[:, 1], start, side="right"))
+        return first, int(np.searchsorted(self.offsets[:, 0], end, side="left")) - 1
+
     def word_bounds(self) -> NDArray[np.int32]:
         """Return, for each token, where its word starts and ends in the text: int32 `[token, 2]`.
 
@@ -189,6 +194,11 @@ class Tokenizer:
     def highest_id(self) -> int:
         """The highest id, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, None where it has none of that name."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def fits(self, ids: int) -> bool:
         """Whether all ids are below a number, which is usually the size of the vocabulary."""

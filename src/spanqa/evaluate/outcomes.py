@@ -27,7 +27,7 @@ from spanqa.evaluate.scoring import question_scores
 from spanqa.files import read_text, replacing
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
-from spanqa.spans import distinct_spans
+from spanqa.spans import distinct_spans, span_margin
 from spanqa.squad import Example
 from spanqa.stream import Reading
 from spanqa.tokens import Passage
@@ -194,12 +194,11 @@ def _gold_span(
         end = start + len(answer.text.strip())
         if passage.text[start:end] != answer.text.strip():
             continue  # the words are not where the data says
-        first = int(np.searchsorted(offsets[:, 1], start, side="right"))
-        last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+        first, last = passage.tokens.covering(start, end)
         if not 0 <= last - first < band.shape[1] or band[first, last - first] == -np.inf:
             continue
         score = band[first, last - first]
-        scores = [_margin(window, first, last) for window in windows]
+        scores = [span_margin(window, first, last) for window in windows]
         index = int(np.argmax(scores))
         alone = margins(passage, [windows[index]], band.shape[1])
         return GoldSpan(
@@ -211,13 +210,6 @@ def _gold_span(
             window_margin=float(alone.max()),
         )
     return None
-
-
-def _margin(window: WindowLogits, first: int, last: int) -> float:
-    """Return the margin of passage tokens `first` to `last` in a window; -inf where the window does not hold them all."""
-    if first < window.first or last >= window.first + len(window.start):
-        return -math.inf
-    return float(window.start[first - window.first] - np.float32(window.null_score) + window.end[last - window.first])
 
 
 def _log_share(

@@ -10,8 +10,6 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from spanqa.errors import QuestionTooLongError
 from spanqa.squad import Example
 from spanqa.tokens import Tokenizer, Tokens
@@ -54,8 +52,7 @@ def token_range(passage: Tokens, start: int, end: int) -> tuple[int, int]:
     A token counts whole if the answer covers part of it: with the tokens `pier`, `'` and `s`, the answer "pier's" is
     tokens 0 to 2. The result is (0, -1) if no token covers the code points.
     """
-    first = int(np.searchsorted(passage.offsets[:, 1], start, side="right"))
-    last = int(np.searchsorted(passage.offsets[:, 0], end, side="left")) - 1
+    first, last = passage.covering(start, end)
     return (first, last) if first <= last else (0, -1)
 
 
