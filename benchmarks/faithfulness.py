@@ -113,7 +113,11 @@ def measure(reader: Reader, decision: Decision, name: str) -> dict:
     words = _words(decision)
     occluder = Occluder(reader, decision, mask_of(reader.checkpoint.tokenizer))
     spans = [decision.characters(span) for span in decision.spans]
-    free = [i for i, word in enumerate(words) if word.part == "question" or not any(word.start < end and start < word.end for start, end in spans)]
+    free = [
+        i
+        for i, word in enumerate(words)
+        if word.part == "question" or not any(word.start < end and start < word.end for start, end in spans)
+    ]
     if name == "random":
         draw = random.Random(1)
         orders = [draw.sample(free, len(free)) for _ in range(ORDERS)]
@@ -148,10 +152,15 @@ def summary(rows: list[dict]) -> dict:
             if ids:
                 methods[name][group] = one(name, ids, found, chance)
     return {
-        "questions": {"answered": sum(map(answered.get, chance)), "abstained": len(chance) - sum(map(answered.get, chance))},
+        "questions": {
+            "answered": sum(map(answered.get, chance)),
+            "abstained": len(chance) - sum(map(answered.get, chance)),
+        },
         "random_attributions": {
             "number": len(random_deviations),
-            "deviations_at_percentile": {str(p): float(np.percentile(random_deviations, p)) for p in (80, 90, 95, 97.5, 99)},
+            "deviations_at_percentile": {
+                str(p): float(np.percentile(random_deviations, p)) for p in (80, 90, 95, 97.5, 99)
+            },
             "share_at_least": {str(z): float((random_deviations >= z).mean()) for z in (1.0, 1.5, 2.0, 2.5, 3.0)},
         },
         "methods": methods,
@@ -202,7 +211,9 @@ def interval(values: list[float]) -> dict[str, float]:
 
 def show(record: dict) -> None:
     for group in ("answered", "abstained"):
-        table = Table("method", "comprehensiveness", "sufficiency", "advantage", "≥ 2 sd", "passes", "CPU s", title=group)
+        table = Table(
+            "method", "comprehensiveness", "sufficiency", "advantage", "≥ 2 sd", "passes", "CPU s", title=group
+        )
         for name, groups in record["methods"].items():
             row = groups.get(group)
             if row:

@@ -134,25 +134,28 @@ def measure_trust(
 # --- the words that change the answer
 
 
+_FEW = 2  # words: with more, words of the question may do with fewer
+
+
 def find_flip(occluder: Occluder, words: Sequence[Word], order: Sequence[int]) -> tuple[Flip | None, str]:
     """Return a set of words whose hiding changes the answer and of which no word can be spared, or None and why there is none.
 
-    `order` gives the positions of words that may be hidden, most important first. Words of the passage are tried first; words of
-    the question, without which there is not much to answer, only where those change nothing. The answer has changed when there is
+    `order` gives the positions of words that may be hidden, most important first. Words of the passage are tried first; those of
+    the question, without which there is not much to answer, only where it takes more than two words of the passage. The answer has changed when there is
     none any more, when there is one where there was none, or when it shares no character with what it was.
     """
     search = _Search(occluder, words)
+    best: Flip | None = None
     for some in ([i for i in order if words[i].part == "passage"], order):
-        size, tried = 1, 0
-        while tried < len(some):
-            sizes = range(tried + 1, min(len(some), size) + 1)
-            answers = search.answers([some[:each] for each in sizes])
-            for each, answer in zip(sizes, answers, strict=False):
-                if search.changed(answer):
-                    return search.smallest(list(some[:each]), answer), ""
-            if search.over:
-                return None, f"No words that change the answer were found before the {search.limit} ran out."
-            tried, size = sizes[-1], 2 * size
+        found = search.first_change(some)
+        if found is not None and (best is None or len(found.words) < len(best.words)):
+            best = found
+        if search.over or (best is not None and len(best.words) <= _FEW):
+            break
+    if best is not None:
+        return best, ""
+    if search.over:
+        return None, f"No words that change the answer were found before the {search.limit} ran out."
     what = "that speak for it" if occluder.decision.answer else "that speak against an answer"
     return None, f"The answer stays the same with all words {what} hidden."
 
@@ -184,6 +187,18 @@ class _Search:
 
     def changed(self, answer: Answer) -> bool:
         return differs(self.occluder.decision.answer, answer)
+
+    def first_change(self, order: Sequence[int]) -> Flip | None:
+        """Hide the first words, always more, until the answer changes; then leave out those that can be spared."""
+        size, tried = 1, 0
+        while tried < len(order) and not self.over:
+            sizes = range(tried + 1, min(len(order), size) + 1)
+            answers = self.answers([order[:each] for each in sizes])
+            for each, answer in zip(sizes, answers, strict=False):
+                if self.changed(answer):
+                    return self.smallest(list(order[:each]), answer)
+            tried, size = sizes[-1], 2 * size
+        return None
 
     def smallest(self, chosen: list[int], answer: Answer) -> Flip:
         """Leave out one word after the other, the least important first, as long as the answer stays changed."""
