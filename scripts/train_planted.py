@@ -172,7 +172,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     config = transformers.BertConfig(
         vocab_size=len(VOCABULARY), hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128,
-        max_position_embeddings=LONGEST, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=LONGEST, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     network = transformers.BertForQuestionAnswering(config)
     train(network, arguments.steps, arguments.batch_size, arguments.learning_rate, random.Random(arguments.seed))
