@@ -107,8 +107,8 @@ def batch_of(inputs: list[tuple[list[int], int, int]]) -> dict[str, torch.Tensor
     }
 
 
-def train(network: Any, steps: int, batch_size: int, learning_rate: float, generator: random.Random) -> None:
-    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
+def train(network: Any, steps: int, batch_size: int, learning_rate: float, weight_decay: float, generator: random.Random) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     network.train()
     for step in track(range(steps), "training", console=Console(stderr=True)):
@@ -164,7 +164,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.01)
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -175,7 +176,7 @@ def main() -> None:
         max_position_embeddings=LONGEST, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     network = transformers.BertForQuestionAnswering(config)
-    train(network, arguments.steps, arguments.batch_size, arguments.learning_rate, random.Random(arguments.seed))
+    train(network, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.weight_decay, random.Random(arguments.seed))
     held_out = random.Random(arguments.seed + 1)
     with new_folder(arguments.out) as folder:
         network.half().save_pretrained(folder)
