@@ -17,7 +17,7 @@ It needs spanqa[train]. The numbers follow from the seed; another processor or v
 
 import argparse
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ from rich.progress import track
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from spanqa import Reader
-from spanqa.files import new_folder, write_json
+from spanqa.answers import AnswerSettings
+from spanqa.checkpoint import write_settings
+from spanqa.files import new_folder, set_usual_mode, write_json
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD, UNK, CLS, SEP, MASK = range(len(SPECIALS))
@@ -107,7 +109,9 @@ def batch_of(inputs: list[tuple[list[int], int, int]]) -> dict[str, torch.Tensor
     }
 
 
-def train(network: Any, steps: int, batch_size: int, learning_rate: float, weight_decay: float, generator: random.Random) -> None:
+def train(
+    network: Any, steps: int, batch_size: int, learning_rate: float, weight_decay: float, generator: random.Random
+) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     network.train()
@@ -153,7 +157,7 @@ def exact(folder: Path, drawn: list[Lookup]) -> float:
     reader = Reader.load(folder, backend="torch", device="cpu", dtype="fp32")
     right = 0
     for each in drawn:
-        answer = reader.ask(" ".join(each.question), " ".join(each.passage), threshold=0.0)
+        answer = reader.ask(" ".join(each.question), " ".join(each.passage))
         expected = None if each.key is None else tuple(planted(each)["answer"])
         right += ((answer.start, answer.end) if answer else None) == expected
     return right / len(drawn)
@@ -169,6 +173,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)  # more threads sum in another order
     torch.manual_seed(arguments.seed)
     config = transformers.BertConfig(
@@ -176,11 +181,20 @@ def main() -> None:
         max_position_embeddings=LONGEST, initializer_range=0.1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     network = transformers.BertForQuestionAnswering(config)
-    train(network, arguments.steps, arguments.batch_size, arguments.learning_rate, arguments.weight_decay, random.Random(arguments.seed))
+    train(
+        network,
+        arguments.steps,
+        arguments.batch_size,
+        arguments.learning_rate,
+        arguments.weight_decay,
+        random.Random(arguments.seed),
+    )
     held_out = random.Random(arguments.seed + 1)
     with new_folder(arguments.out) as folder:
         network.half().save_pretrained(folder)
+        set_usual_mode(folder)
         tokenizer().save(str(folder / "tokenizer.json"))
+        write_settings(folder, {"answers": asdict(AnswerSettings(max_answer_tokens=4, no_answer_threshold=0.0))})
         found = exact(folder, [draw(held_out) for _ in range(500)])
         print(f"{arguments.out}: {found:.1%} of 500 new questions answered exactly")
         questions = [planted(draw(held_out, answerable=1.0)) for _ in range(arguments.questions)]
