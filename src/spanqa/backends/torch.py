@@ -44,8 +44,8 @@ Logits that differ by this share are others.
 class TorchBackend:
     """A transformers question-answering model on one device.
 
-    `network` is the model and `inputs` returns the tensors it is called with, both for computing gradients. `attention_shape` are
-    its numbers of layers and heads.
+    `network` is the model, and `inputs` returns the tensors it is called with; `differentiable` lends it for computing gradients.
+    `model` names it in errors. `attention_shape` are its numbers of layers and heads.
     """
 
     name = "torch"
@@ -55,7 +55,7 @@ class TorchBackend:
     def __init__(self, network: torch.nn.Module, checkpoint: Checkpoint, device: str, dtype: str) -> None:
         self.device = device
         self.dtype = dtype
-        self._model = f"{str(checkpoint.path)!r} ({checkpoint.model_type!r})"
+        self.model = f"{str(checkpoint.path)!r} ({checkpoint.model_type!r})"
         self._family = checkpoint.model_type in FAMILIES
         self._unpadded = checkpoint.model_type in _UNPADDED
         self.network: Any = network.eval()
@@ -138,7 +138,7 @@ class TorchBackend:
             min=1
         ):  # Falcon's reads another mask
             raise UnsupportedModelError(
-                f"{self._model} does not show its attention: transformers {transformers.__version__} returns no weight for every "
+                f"{self.model} does not show its attention: transformers {transformers.__version__} returns no weight for every "
                 f"query and key of each of its {self.attention_shape[0]} layers. Explain its answers by occlusion or gradients, "
                 "or use another model."
             )
@@ -170,10 +170,37 @@ class TorchBackend:
         except Exception as error:
             rows, cols = batch.shape
             raise BackendError(
-                f"{self._model} failed on {rows} x {cols} tokens in transformers {transformers.__version__}: "
+                f"{self.model} failed on {rows} x {cols} tokens in transformers {transformers.__version__}: "
                 f"{type(error).__name__}: {_one_line(error)}. Try shorter windows (max_seq_length) or a free device. If that does "
                 "not help, this model cannot answer questions from a text alone: choose another one."
             ) from error
+
+    @contextmanager
+    def differentiable(self, *, attention: bool = False) -> Iterator[Any]:
+        """Lend the network for computing gradients: it is in nobody else's hands meanwhile, and as before afterwards.
+
+        With `attention` it computes attention in the way that returns the weights.
+
+        Raises:
+            BackendError: for whatever the model raises meanwhile, in one line that names it.
+        """
+        with self._lock, torch.inference_mode(False), torch.enable_grad():
+            before = self.network.config._attn_implementation
+            try:
+                for module, kind in zip(self._sparse, self._sparse_types, strict=True):
+                    module.set_attention_type(kind)
+                self._use("eager" if attention else self._usual)
+                yield getattr(self.network, "_orig_mod", self.network)
+            except SpanQAError:
+                raise
+            except Exception as error:
+                raise BackendError(
+                    f"{self.model} failed to compute gradients in transformers {transformers.__version__}: {type(error).__name__}: "
+                    f"{_one_line(error)}. Choose method 'occlusion', which needs none, or shorter windows (max_seq_length) where "
+                    "memory is short."
+                ) from error
+            finally:
+                self._use(before)
 
     def _use(self, attention: str) -> None:
         if self.network.config._attn_implementation != attention:

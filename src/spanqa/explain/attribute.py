@@ -66,7 +66,7 @@ def _rollout(work: _Work) -> Scores:
 
 def _by_gradients(name: str) -> Callable[[_Work], Scores]:
     def run(work: _Work) -> Scores:
-        backend = work.reader.backend
+        backend: Any = work.reader.backend
         if not hasattr(backend, "network"):
             raise BackendError(
                 f"Backend {backend.name!r} computes no gradients, which {name!r} needs. Choose backend 'torch', or the method "
