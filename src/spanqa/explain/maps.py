@@ -49,7 +49,8 @@ def quantize(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
 
     The weight is (byte / 255)², at most 0.004 off.
     """
-    return np.rint(np.sqrt(np.clip(weights, 0, 1)) * 255).astype(np.uint8)
+    quantized: NDArray[np.uint8] = np.rint(np.sqrt(np.clip(weights, 0, 1)) * 255).astype(np.uint8)
+    return quantized
 
 
 def thumbnails(maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -102,7 +103,8 @@ def wanted(explanation: Explanation, words: NDArray[np.int32]) -> NDArray[np.flo
         ]
         + [0.0]
     )
-    return (scores[words] / max(scores.max(), 1e-12)).astype(np.float32)
+    shares: NDArray[np.float32] = (scores[words] / max(scores.max(), 1e-12)).astype(np.float32)
+    return shares
 
 
 def measure(

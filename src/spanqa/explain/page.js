@@ -88,7 +88,7 @@
       const word = next < these.length && these[next].start <= left ? these[next] : null;
       const shown = visible(text.slice(left, right));
       let node = shown;
-      if (word && Math.abs(word.score) > 0.02 * largest) {
+      if (word && Math.abs(word.score) > 0.05 * largest) {
         const sign = word.score > 0 ? "for" : "against";
         node = el("span", { className: `w ${sign}${word.refined ? "" : " shared"}`, title: signed(word.score) }, shown);
         node.style.setProperty("--s", Math.abs(word.score / largest).toFixed(3));
@@ -208,7 +208,7 @@
 
   const drawCurves = () => {
     if (!page.curve.length) return;
-    const [W, H, L, R, T, B] = [320, 132, 30, 74, 8, 20];
+    const [W, H, L, R, T, B] = [336, 132, 30, 88, 8, 20];
     for (const { title, ours, random, good } of CURVES) {
       const values = page.curve.flatMap((point) => [point[ours], point[random]]);
       const [low, high] = [Math.min(0, ...values), Math.max(0.1, ...values)];
@@ -310,8 +310,7 @@
     section.hidden = false;
     const special = (kind) => tokens[kinds.indexOf(kind)] || "";
     const names = { first: special(0) || "first token", other: special(1) || "other special tokens", question: "question", passage: "rest of the passage", answer: page.chosen ? "answer" : "best span" };
-    const rowsFrom = kinds[about.answer_rows[0]] === 4 ? `${names.answer} ${page.chosen ? page.says.chosen : page.says.other}` : about.answer_rows.map((row) => tokens[row]).join(" ");
-    const bestOf = page.chosen || page.other ? rowsFrom : "decision";
+    const rowsFrom = kinds[about.answer_rows[0]] === 4 ? `the ${names.answer} ${page.chosen ? page.says.chosen : page.says.other}` : about.answer_rows.map((row) => tokens[row]).join(" ");
     const ofWindow = about.window[1] > 1 ? ` Window ${about.window[0] + 1} of ${about.window[1]}.` : "";
     $("attention-text").textContent =
       `${plural(about.layers.length * heads, "head")} of ${plural(about.layers.length, "layer")}, ${plural(size, "token")}.${ofWindow} ` +
@@ -321,7 +320,7 @@
       about.numbers[layer].map((numbers, head) => ({ layer, head, numbers })));
     const ORDERS = [
       { name: "by layer", key: 0, label: "relevance", text: "One row for each layer. The bar under a head is its relevance." },
-      { name: "relevance", key: 0, label: "relevance", text: `How much the ${bestOf} sees of the words with high scores, outside itself.` },
+      { name: "relevance", key: 0, label: "relevance", text: `How much of the attention of ${rowsFrom} goes to the words with high scores, outside itself.` },
       { name: "narrow first", key: 1, label: "spread", rising: true, text: "Heads that look at few tokens first. The bar is the spread of a row: 1 for a look at all tokens alike." },
       { name: `on ${names.first}`, key: 2, label: `share on ${names.first}`, text: `Share of all attention that goes to ${names.first}, where heads often look that have nothing to do.` },
       { name: `on ${names.other}`, key: 3, label: `share on ${names.other}`, text: `Share of all attention that goes to ${names.other}.` },
@@ -336,17 +335,16 @@
 
     const list = section.querySelector("[role=listbox]");
     const atlas = section.querySelector("#atlas canvas");
-    const options = all.map(() => el("div", { role: "option", id: `head-${Math.random().toString(36).slice(2)}` }));
-    options.forEach((option, i) => (option.id = `head-${i}`));
+    const options = all.map(() => el("div", { role: "option" }));
+    options.forEach((option, i) => (option.id = `option-${i}`));
     list.append(...options);
 
     const drawAtlas = () => {
       const byLayer = order === ORDERS[0];
-      const room = section.clientWidth - 8;
-      const label = byLayer ? 26 : 0;
-      const gap = 5;
+      const room = section.querySelector(".atlas-scroll").clientWidth - 8;
+      const [label, gap] = [byLayer ? 22 : 0, room < 420 ? 2 : 5];
       shown = byLayer ? all : [...all].sort((a, b) => (order.rising ? 1 : -1) * (a.numbers[order.key] - b.numbers[order.key]));
-      let tile = byLayer ? clamp(Math.floor((room - label) / heads) - gap, 26, 66) : 52;
+      let tile = byLayer ? clamp(Math.floor((room - label) / heads) - gap, 24, 66) : 42;
       columns = byLayer ? heads : Math.max(1, Math.floor(room / (tile + gap)));
       const lines = Math.ceil(shown.length / columns);
       const step = tile + gap;
@@ -356,7 +354,7 @@
       context.font = "11px system-ui, sans-serif";
       context.textBaseline = "middle";
       context.textAlign = "right";
-      if (byLayer) about.layers.forEach((layer, i) => context.fillText(String(layer), label - 8, i * high + tile / 2));
+      if (byLayer) about.layers.forEach((layer, i) => context.fillText(String(layer), label - 7, i * high + tile / 2));
       const most = Math.max(1e-9, ...all.map((one) => one.numbers[order.key]));
       shown.forEach((one, i) => {
         const [x, y] = [label + (i % columns) * step, Math.floor(i / columns) * high];
@@ -607,7 +605,7 @@
 
     const drawProfile = () => {
       swatches($("profile-legend"), used);
-      $("profile-text").textContent = `Where the rows of the ${rowsFrom} look, as shares of their attention: mean of the ${heads} heads of each layer.`;
+      $("profile-text").textContent = `Where the rows of ${rowsFrom} look, as shares of their attention: mean of the ${heads} heads of each layer.`;
       const [W, bar, gap, left] = [640, 13, 5, 26];
       const picture = svg("svg", { viewBox: `0 0 ${W} ${about.layers.length * (bar + gap)}`, role: "img", "aria-label": "Shares of attention by layer. The numbers are in the table below." });
       about.layers.forEach((layer, i) => {

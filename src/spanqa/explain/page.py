@@ -1,10 +1,10 @@
-"""An explanation as one HTML file that opens offline: the answer, its words, and where every head looked.
+r"""An explanation as one HTML file that opens offline: the answer, its words, and where every head looked.
 
     page.html, page.css, page.js   the page itself, without a build step
     write_page                     fills in what it shows: JSON, and one block of quantized weights for each layer
 
 The file asks for nothing outside itself, and its content security policy forbids it to. Texts of the user are in JSON, in which "<"
-is written \\u003c, and the script shows them as text only.
+is written \u003c, and the script shows them as text only.
 
     block   holds                                                     written
     T07     thumbnails of layer 7, at most 48 x 48 for each head      always
