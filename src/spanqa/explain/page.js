@@ -604,32 +604,32 @@
     // the layers
 
     const drawProfile = () => {
-      swatches($("profile-legend"), used);
-      $("profile-text").textContent = `Where the rows of ${rowsFrom} look, as shares of their attention: mean of the ${heads} heads of each layer.`;
-      const [W, bar, gap, left] = [640, 13, 5, 26];
-      const picture = svg("svg", { viewBox: `0 0 ${W} ${about.layers.length * (bar + gap)}`, role: "img", "aria-label": "Shares of attention by layer. The numbers are in the table below." });
+      const [wide, high, gap, left] = [Math.min(704, $("profile").clientWidth), 14, 4, 24];
+      const picture = svg("svg", { viewBox: `0 0 ${wide} ${about.layers.length * (high + gap)}`, role: "img", "aria-label": "Shares of attention by layer. The numbers are in the table below." });
       about.layers.forEach((layer, i) => {
         let x = left;
-        const y = i * (bar + gap);
-        picture.append(svg("text", { x: left - 8, y: y + bar - 3, "text-anchor": "end" }, String(layer)));
+        const y = i * (high + gap);
+        picture.append(svg("text", { x: left - 8, y: y + high - 3, "text-anchor": "end" }, String(layer)));
         for (const kind of used) {
-          const wide = (W - left) * about.profile[layer][kind];
-          picture.append(svg("rect", { class: KINDS[kind], x: x.toFixed(1), y, width: Math.max(0, wide - 1).toFixed(1), height: bar }));
-          x += wide;
+          const share = (wide - left) * about.profile[layer][kind];
+          picture.append(svg("rect", { class: KINDS[kind], x: x.toFixed(1), y, width: Math.max(0, share - 1).toFixed(1), height: high }));
+          x += share;
         }
       });
-      $("profile").append(picture);
-      rows($("profile-table"), "Shares of attention", [
-        { text: "layer", header: true, kind: "number" }, ...used.map((kind) => ({ text: names[KINDS[kind]], kind: "number" })),
-      ], about.layers.map((layer) => [String(layer), ...used.map((kind) => percent(about.profile[layer][kind]))]));
+      $("profile").replaceChildren(picture);
     };
+    swatches($("profile-legend"), used);
+    $("profile-text").textContent = `Where the rows of ${rowsFrom} look, as shares of their attention: mean of the ${heads} heads of each layer.`;
+    rows($("profile-table"), "Shares of attention", [
+      { text: "layer", header: true, kind: "number" }, ...used.map((kind) => ({ text: names[KINDS[kind]], kind: "number" })),
+    ], about.layers.map((layer) => [String(layer), ...used.map((kind) => percent(about.profile[layer][kind]))]));
 
     const draw = () => {
       drawAtlas();
       showHead();
+      drawProfile();
     };
     draw();
-    drawProfile();
     dark.addEventListener("change", draw);
     let width = innerWidth;
     addEventListener("resize", () => {
