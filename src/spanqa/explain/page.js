@@ -108,10 +108,24 @@
     flush();
   };
 
-  const fold = (text, leftOut, where) => {
+  /** Where the text is shown at once: from the words and spans given, and as far as the next ones are near. */
+  const stretches = (places, length) => {
+    const near = 600;
+    const found = [];
+    for (const { start, end } of [...places].sort((a, b) => a.start - b.start)) {
+      const last = found.at(-1);
+      if (last && start - last[1] < near) last[1] = Math.max(last[1], end);
+      else found.push([start, end]);
+    }
+    if (!found.length) return [[0, Math.min(length, near)]];
+    if (found[0][0] < near) found[0][0] = 0;
+    if (length - found.at(-1)[1] < near) found.at(-1)[1] = length;
+    return found;
+  };
+  const fold = (text, where, leftOut) => {
     const count = (text.match(/\S+/g) || []).length;
     const made = el("details", {}, el("summary", {}, `Show the ${plural(count, "word")} ${where}`));
-    const note = leftOut ? `[${plural(leftOut, "character")} ${where} these are not in this file.]` : "";
+    const note = leftOut ? ` [${plural(leftOut, "more character")} ${where} are not in this file.] ` : "";
     made.append(where === "before" ? note + visible(text) : visible(text) + note);
     return made;
   };
@@ -124,26 +138,27 @@
     $("answer").className = page.answered ? (says.answer.length > 90 ? "long" : "") : "none";
     for (const id of ["probability", "target", "flip", "evidence", "convergence", "note", "method"]) $(id).textContent = says[id];
     if (page.source) $("source").textContent = `Read in ${visible(page.source)}.`;
-    $("verdict").textContent = says.verdict;
-    $("verdict").className = { Reliable: "reliable", Weak: "weak", "No better than chance": "chance" }[says.verdict] || "";
+    $("verdict").textContent = says.verdict[0].toUpperCase() + says.verdict.slice(1);
+    $("verdict").className = { reliable: "good", weak: "middling", "no better than chance": "bad" }[says.verdict] || "";
 
     const marks = [];
     if (page.chosen) marks.push({ start: page.chosen[0], end: page.chosen[1], kind: "chosen", label: "answer" });
     if (page.other) marks.push({ start: page.other[0], end: page.other[1], kind: "set-against", label: "what it is set against" });
     drawText($("question-text"), page.question, 0, page.question.length, words.filter((word) => word.inQuestion), []);
     const inPassage = words.filter((word) => !word.inQuestion);
-    let [from, to] = page.region;
-    const text = page.passage;
-    if (from < 600 && !page.left_out[0]) from = 0;
-    if (text.length - to < 600 && !page.left_out[1]) to = text.length;
     const box = $("passage-text");
-    if (from > 0) box.append(fold(text.slice(0, from), page.left_out[0], "before"));
-    drawText(box, text, from, to, inPassage, marks);
-    if (to < text.length) box.append(fold(text.slice(to), page.left_out[1], "behind"));
+    const text = page.passage;
+    let at = 0;
+    for (const [from, to] of stretches([...inPassage, ...marks], text.length)) {
+      if (from > at) box.append(fold(text.slice(at, from), at ? "between" : "before", at ? 0 : page.left_out[0]));
+      drawText(box, text, from, to, inPassage.filter((word) => word.end > from && word.start < to), marks);
+      at = to;
+    }
+    if (at < text.length) box.append(fold(text.slice(at), "behind", page.left_out[1]));
     $("symbols").hidden = !symbols;
 
     const sample = (kind, meaning) => {
-      const word = el("span", { className: `w ${kind}` }, kind.split(" ")[0] === "for" ? "word" : "word");
+      const word = el("span", { className: `w ${kind}` }, "word");
       word.style.setProperty("--s", "0.7");
       return el("li", {}, word, ` ${meaning}`);
     };
@@ -537,9 +552,9 @@
       $("readout").replaceChildren(
         el("b", { dir: "auto" }, `${wordText(query)} → ${wordText(view.key)}`),
         el("span", {}, `weight ${value.toFixed(3)}; from token ${query} (${kindName(query)}) to token ${view.key} (${kindName(view.key)})`));
-      rows($("row-table"), `Where “${wordText(query)}” looks`, HEADS,
+      rows($("row-table"), `Where "${wordText(query)}" looks`, HEADS,
         top(Array.from({ length: size }, (_, token) => ({ token, value: weight(view.bytes[view.row * size + token]) }))));
-      rows($("column-table"), `Who looks at “${wordText(view.key)}”`, HEADS,
+      rows($("column-table"), `Who looks at "${wordText(view.key)}"`, HEADS,
         top(view.rows.map((token, row) => ({ token, value: weight(view.bytes[row * size + view.key]) }))));
     };
 

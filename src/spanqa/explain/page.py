@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.errors import InputError
-from spanqa.explain import wording
+from spanqa.explain import sentences
 from spanqa.explain.explanation import Explanation
 from spanqa.explain.maps import MEASURES, WindowMaps, kinds, measure, quantize, thumbnails, token_words, wanted
 from spanqa.files import replacing
@@ -143,24 +143,30 @@ def _content(explanation: Explanation) -> dict[str, Any]:
         "answered": bool(explanation.answer),
         "chosen": sides[0],
         "other": sides[1],
-        "region": place(first, last),
         "signed": explanation.signed,
         "words": words,
         "curve": [] if trust is None else [_point(point) for point in trust.curve],
-        "says": {
-            "answer": wording.headline(explanation),
-            "probability": wording.probability(explanation.answer),
-            "target": wording.target(explanation),
-            "chosen": wording.side(explanation.chosen),
-            "other": wording.side(explanation.other),
-            "verdict": wording.verdict(trust),
-            "evidence": wording.evidence(trust),
-            "flip": wording.flip(explanation),
-            "convergence": wording.convergence(explanation),
-            "method": wording.method(explanation),
-            "note": explanation.note,
-        },
+        "says": {name: sentences.visible(text) for name, text in _says(explanation).items()},
         "made_with": [["mask token", explanation.mask], *_flat(explanation.made_with)],
+    }
+
+
+def _says(explanation: Explanation) -> dict[str, str]:
+    """Return the sentences of the page, by the place where they stand."""
+    trust = explanation.trust
+    weighed, evidence = sentences.what_is_weighed(explanation), sentences.why_this_verdict(explanation)
+    return {
+        "answer": sentences.headline(explanation),
+        "probability": sentences.how_probable(explanation),
+        "target": f"{weighed}.",
+        "chosen": sentences.side(explanation.chosen),
+        "other": sentences.side(explanation.other),
+        "verdict": "not measured" if trust is None else trust.verdict,
+        "evidence": evidence[:1].upper() + evidence[1:],
+        "flip": sentences.what_changes(explanation),
+        "convergence": sentences.whether_it_adds_up(explanation),
+        "method": sentences.how_it_was_made(explanation),
+        "note": explanation.note,
     }
 
 
