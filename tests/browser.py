@@ -153,6 +153,14 @@ class Tab:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:2000])
         return found["result"].get("value")
 
+    def wait(self, condition: str) -> None:
+        """Wait until a condition in JavaScript is true."""
+        deadline = time.monotonic() + 10
+        while not self.run(condition):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"never true: {condition}")
+            time.sleep(0.02)
+
     def press(self, key: str, shift: bool = False) -> None:
         code, text = KEYS.get(key, (ord(key[0]), key))
         name = " " if key == "Space" else key

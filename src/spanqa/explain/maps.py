@@ -49,7 +49,7 @@ def quantize(weights: NDArray[np.float32]) -> NDArray[np.uint8]:
 
     The weight is (byte / 255)², at most 0.004 off.
     """
-    quantized: NDArray[np.uint8] = np.rint(np.sqrt(np.clip(weights, 0, 1)) * 255).astype(np.uint8)
+    quantized: NDArray[np.uint8] = (np.sqrt(np.clip(weights, 0, 1)) * 255 + 0.5).astype(np.uint8)
     return quantized
 
 
@@ -122,7 +122,8 @@ def measure(
     """
     size = maps.shape[-1]
     looks = maps[:, list(rows)].mean(axis=1)  # (head, key)
-    entropy = -(maps * np.log2(np.maximum(maps, 1e-12))).sum(axis=2).mean(axis=1) / max(1.0, np.log2(size))
+    logarithms = np.log2(np.maximum(maps, 1e-12))
+    entropy = -np.einsum("hqk,hqk->h", maps, logarithms) / (size * max(1.0, np.log2(size)))
     to_keys = maps.mean(axis=1)  # (head, key)
     band = [np.trace(maps, offset, axis1=1, axis2=2) for offset in (-1, 0, 1)]
     numbers = [
