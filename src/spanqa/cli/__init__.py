@@ -4,6 +4,7 @@ import typer
 
 from spanqa.cli.ask import ask
 from spanqa.cli.check import check
+from spanqa.cli.diagnose import diagnose
 from spanqa.cli.evaluate import evaluate
 from spanqa.cli.info import info
 from spanqa.cli.quantize import quantize
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, evaluate, train, tune, check, quantize, info):
+for verb in (ask, evaluate, diagnose, train, tune, check, quantize, info):
     app.command()(verb)
 
 

@@ -27,12 +27,12 @@ def show_answers(
     console = options.output()
     kind = "" if calibrated else ", uncalibrated"
     if title is not None:
-        console.print(f"[bold cyan]{_plain(title)}[/]")
+        console.print(f"[bold cyan]{plain(title)}[/]")
     best = answers[0]
     if not best:
         way = "" if choice.complete else "; use --read-all"
         closest = best.closest
-        near = f" Closest: {_plain(closest.text)} ({percent(closest.probability)}):" if closest else ""
+        near = f" Closest: {plain(closest.text)} ({percent(closest.probability)}):" if closest else ""
         probability = f"({percent(best.no_answer_probability)}{kind})"
         console.print(f"[bold]{_none(best, documents, choice)}[/bold] {probability}{way}.{near}")
         if closest:
@@ -40,7 +40,7 @@ def show_answers(
         return
     for number, answer in enumerate(answers, 1):
         label = f"{number}. " if len(answers) > 1 else ""
-        console.print(f"{label}[bold green]{_plain(answer.text)}[/]  ({percent(answer.probability)}{kind})")
+        console.print(f"{label}[bold green]{plain(answer.text)}[/]  ({percent(answer.probability)}{kind})")
         _show_sentence(console, answer, documents, indent="   " if label else "")
     if len(answers) > 1:
         console.print("[dim]In order of score; the percentages can have another order.[/dim]")
@@ -80,15 +80,15 @@ def _show_sentence(console: "Console", answer: "Answer", documents: "Sequence[Do
     before = answer.sentence[: answer.start - answer.sentence_start]
     after = answer.sentence[answer.end - answer.sentence_start :]
     mark, close = ("[reverse]", "[/reverse]") if console.is_terminal else ("\\[", "]")
-    console.print(f"{indent}{_plain(before)}{mark}{_plain(answer.text)}{close}{_plain(after)}")
+    console.print(f"{indent}{plain(before)}{mark}{plain(answer.text)}{close}{plain(after)}")
     document = documents[answer.passage_index]
     line = document.text.count("\n", 0, answer.start) + 1
     source = f"{document.source}{' as text' if document.is_page else ''}"
     where = f"{source}, line {line}, characters {answer.start}-{answer.end}, score {answer.score:.1f}"
-    console.print(f"{indent}[dim]{_plain(where)}[/dim]")
+    console.print(f"{indent}[dim]{plain(where)}[/dim]")
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return text for one line of a terminal, with white space collapsed and without markup or control sequences."""
     from rich.markup import escape
 
