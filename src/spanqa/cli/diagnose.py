@@ -181,8 +181,8 @@ def _show(questions: int, least: float | None, mistakes: "Sequence[Mistake]", fl
     near = right_but_for_null(mistakes)
     if near:
         console.print(
-            f"\nWith a lower threshold, {near:,} of the {len(causes['null beats span']):,} that null beats would be right. "
-            "spanqa tune finds the best threshold."
+            f"\nOf the {len(causes['null beats span']):,} that null beats, {near:,} would be right with a lower threshold; "
+            "spanqa tune finds the best one."
         )
     for cause, of_cause in causes.items():
         if top:

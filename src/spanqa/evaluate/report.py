@@ -192,7 +192,7 @@ def _causes(wrong: Sequence[Mistake]) -> str:
         rows.append(f"<tr><td>{link}</td><td>{len(of_cause):,}</td><td>{len(of_cause) / len(wrong):.1%}</td></tr>")
     heads = "".join(f"<th>{head}</th>" for head in ("cause, with an example", "mistakes", "share"))
     near = right_but_for_null(wrong)
-    hint = f" With a lower threshold, {near:,} of those that null beats would be right." if near else ""
+    hint = f" Of those that null beats, {near:,} would be right with a lower threshold." if near else ""
     return (
         f"<table class=causes><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<p class=small>A mistake is what has an F1 below one half. Each has one cause.{hint}</p>"
