@@ -6,6 +6,7 @@ from spanqa.cli.ask import ask
 from spanqa.cli.check import check
 from spanqa.cli.diagnose import diagnose
 from spanqa.cli.evaluate import evaluate
+from spanqa.cli.explain import explain
 from spanqa.cli.info import info
 from spanqa.cli.quantize import quantize
 from spanqa.cli.train import train
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, evaluate, diagnose, train, tune, check, quantize, info):
+for verb in (ask, explain, evaluate, diagnose, train, tune, check, quantize, info):
     app.command()(verb)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spanqa.cli import options
-from spanqa.cli.show import show_answers, which_windows
+from spanqa.cli.show import say_choice, show_answers
 
 if TYPE_CHECKING:
     from spanqa.answers import Answer, Ranking
@@ -142,7 +142,7 @@ def _read_for(
     long = sum(map(len, index.texts)) > LONG
     with options.progress_bar("windows") if long else nullcontext(silent) as progress:
         choice = index.choose(question, max_windows, read_all=read_all)
-        _explain(choice)
+        say_choice(choice)
         return choice, index.reader.ranking(question, choice.passages, top_k, progress=progress)
 
 
@@ -232,17 +232,6 @@ def _save(documents: "list[Document]", folder: Path) -> None:
             (made / f"{number}-{Path(page.source).name}.txt").write_text(page.text, "utf-8", newline="")
     what = "1 text of a web page is" if len(pages) == 1 else f"{len(pages):,} texts of web pages are"
     typer.echo(f"spanqa: {what} in {folder}", err=True)
-
-
-def _explain(choice: "Choice") -> None:
-    """Say on standard error which windows are read, where it is not all of them or they could not be chosen."""
-    if not choice.matched:
-        way = "--max-windows" if choice.complete else "--read-all"
-        typer.echo(
-            f"spanqa: no word of the question occurs in the text; reading {which_windows(choice)} ({way})", err=True
-        )
-    elif not choice.complete:
-        typer.echo(f"spanqa: reading {which_windows(choice)}, by their words (--max-windows, --read-all)", err=True)
 
 
 def _counted(answer: "Answer", numbers: Sequence[int]) -> "Answer":

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import typer
+
 from spanqa.cli import options
 
 if TYPE_CHECKING:
@@ -60,6 +62,17 @@ def which_windows(choice: "Choice") -> str:
         return f"all{number} windows"
     kind = f"{number} most likely" if choice.matched else f" first{number}"
     return f"the{kind} of {choice.windows_total:,} windows"
+
+
+def say_choice(choice: "Choice") -> None:
+    """Say on standard error which windows are read, where it is not all of them or they could not be chosen."""
+    if not choice.matched:
+        way = "--max-windows" if choice.complete else "--read-all"
+        typer.echo(
+            f"spanqa: no word of the question occurs in the text; reading {which_windows(choice)} ({way})", err=True
+        )
+    elif not choice.complete:
+        typer.echo(f"spanqa: reading {which_windows(choice)}, by their words (--max-windows, --read-all)", err=True)
 
 
 def percent(probability: float) -> str:

@@ -71,11 +71,11 @@ class Decision:
 
     def value(self, logits: Sequence[WindowLogits]) -> float:
         """Return g, from the logits of all windows or of those in play."""
-        value = 0.0
-        for span, sign in ((self.chosen, 1), (self.other, -1)):
-            if span is not None:
-                value += sign * max(span_margin(window, *span) for window in logits)
-        return value
+        return self.margin(self.chosen, logits) - self.margin(self.other, logits)
+
+    def margin(self, span: TokenSpan | None, logits: Sequence[WindowLogits]) -> float:
+        """Return the margin of a span over "no answer", 0 for None: the largest of the windows that hold it."""
+        return 0.0 if span is None else max(span_margin(window, *span) for window in logits)
 
     def characters(self, span: TokenSpan) -> tuple[int, int]:
         """Return where a span starts and ends in the passage."""
