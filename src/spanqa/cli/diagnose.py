@@ -173,8 +173,10 @@ def _show(questions: int, least: float | None, mistakes: "Sequence[Mistake]", fl
         table.add_column(head, justify="right")
     table.add_column("for example")
     for cause, of_cause in causes.items():
+        probed = any(mistake.outcome.start is not None for mistake in of_cause)
         counts = [sum(name in (flags or {}).get(each.outcome.id, ()) for each in of_cause) for name in names]
-        numbers = (f"{len(of_cause):,}", f"{len(of_cause) / len(mistakes):.1%}", *map("{:,}".format, counts))
+        shown = [f"{count:,}" if probed else "" for count in counts]
+        numbers = (f"{len(of_cause):,}", f"{len(of_cause) / len(mistakes):.1%}", *shown)
         table.add_row(cause, *numbers, plain(of_cause[0].outcome.question))
     console.print()
     console.print(table)
