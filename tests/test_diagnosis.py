@@ -150,7 +150,9 @@ REAL = [
 
 
 def test_the_real_model_makes_mistakes_of_every_cause(mini: Reader) -> None:
-    short = mini.with_settings(windows=WindowSettings(max_seq_length=25, overlap=0))  # the first ends behind "310 metres long"
+    short = mini.with_settings(
+        windows=WindowSettings(max_seq_length=25, overlap=0)
+    )  # the first ends behind "310 metres long"
     found = mistakes_of(mini, *REAL[:-1]) + mistakes_of(short, REAL[-1])
     assert {each.cause: each.example for each in found} == dict(
         zip(
@@ -234,11 +236,18 @@ def test_a_wrong_outcome_has_exactly_one_cause_and_it_is_the_one_that_holds(
 
 
 def test_words_of_a_boundary_are_counted_without_punctuation_and_parts_count_as_words() -> None:
-    asked = Example("1", WHO, "Built (in 1887) by Kestrels.", (GoldAnswer("Kestrel", 19),))
-    outcome = replace(score_question(asked, "1887) by Kestrels"), start=10, gold=GoldSpan(19, 26, 0.0, 2, 0, 1.0))
+    asked = Example("1", WHO, "Built – in 1887 – by Kestrels.", (GoldAnswer("Kestrel", 21),))
+    outcome = replace(score_question(asked, "1887 – by Kestrels"), start=11, gold=GoldSpan(21, 28, 0.0, 2, 0, 1.0))
     [mistake] = diagnose([asked], [outcome])
     assert mistake.boundary == Boundary(2, 1)
     assert str(Boundary(0, 0)) == "no word too many or too few"
+
+
+@pytest.mark.parametrize(("text", "start", "cause"), [("310", 0, "outranked"), ("310m and more of it", 0, "boundary")])
+def test_one_character_in_common_is_an_overlap_and_none_is_not(text: str, start: int, cause: str) -> None:
+    asked = Example("1", WHO, "310m and more of it", (GoldAnswer("m", 3),))
+    outcome = replace(score_question(asked, text), start=start, gold=GoldSpan(3, 4, 0.0, 2, 0, 1.0))
+    assert [each.cause for each in diagnose([asked], [outcome])] == [cause]
 
 
 def test_causes_are_counted_most_frequent_first_and_mistakes_are_most_confident_first(
@@ -299,6 +308,13 @@ def test_a_question_is_ignored_where_the_best_span_stays_without_it(reader: Call
     assert probe(listening, found)[WHO] == ("distractor sentence",)
 
 
+def test_the_same_words_elsewhere_are_another_answer(reader: Callable[..., Reader]) -> None:
+    found = mistakes_of(reader({"Anna": 8.0}), example(WHO, "Anna built it. Anna sold it."))
+    assert [each.outcome.start for each in found] == [0]
+    assert "question ignored" in probe(reader({"Anna built": 8.0}), found)[WHO]
+    assert "question ignored" not in probe(reader({"Anna sold": 8.0}), found).get(WHO, ())
+
+
 def test_the_threshold_plays_no_part_in_whether_a_question_is_ignored(reader: Callable[..., Reader]) -> None:
     """Without the question the span scores 4, which is not given."""
     found = mistakes_of(reader({"Anna Kestrel": 8.0}), example(WHO, PIER))
@@ -307,21 +323,29 @@ def test_the_threshold_plays_no_part_in_whether_a_question_is_ignored(reader: Ca
 
 
 @pytest.mark.parametrize(
-    ("gold", "flagged"), [("oak", True), ("in 1887", False), ("metres", False), (PIER, False)], ids=str
+    ("references", "flagged"),
+    [
+        (["oak"], True),
+        (["metres"], False),
+        (["oak", "1887"], False),
+        (["oak", "1887. It is"], False),
+        (["oak", "It is"], True),
+    ],
+    ids=str,
 )
 def test_a_sentence_distracts_where_the_answer_is_right_without_it_and_it_holds_no_reference(
-    reader: Callable[..., Reader], gold: str, flagged: bool
+    reader: Callable[..., Reader], references: list[str], flagged: bool
 ) -> None:
-    """Without the first sentence oak is answered; 1887 is in that sentence itself."""
+    """Without the first sentence oak is answered; 1887 is in that sentence."""
     torn = reader({"Anna Kestrel": 9.0, "oak": 6.0})
-    found = mistakes_of(torn, example(WHO, PIER, gold))
+    found = mistakes_of(torn, example(WHO, PIER, *references))
     assert [each.outcome.text for each in found] == ["Anna Kestrel"]
     assert ("distractor sentence" in probe(torn, found).get(WHO, ())) == flagged
 
 
 def test_windows_are_read_at_their_places_and_only_answers_are_probed(reader: Callable[..., Reader]) -> None:
     """The answer and the reference lie in the last of several windows, far from the first."""
-    passage = "It rained all day long. " * 30 + "The pier is of granite. The piles are of oak."
+    passage = "It rained all day long. " * 30 + "The pier is of granite\n\nThe piles are of oak."
     torn = reader({"granite": 9.0, "oak": 6.0}, max_seq_length=32, overlap=8)
     asked = [example(WHO, passage, "oak"), Example("2", "Who sold it?", "It rained.", (GoldAnswer("rained", 3),))]
     found = mistakes_of(torn, *asked)
