@@ -12,6 +12,7 @@ gradients.py     gradients, integrated gradients, gradient-weighted attention (n
 rollout.py       attention of all layers -> one weight for each token
 trust.py         scores -> how faithful they are, and the words that change the answer
 explanation.py   what comes out
+diagnosis.py     wrong answers -> what misled the reader
 attribute.py     all of these, in one call
 sentences.py     an explanation in words
 maps.py          attention maps as the page needs them
