@@ -1,5 +1,6 @@
 """Explanations to look at: the page in a real browser, the notebook, the figures."""
 
+import base64
 import json
 import re
 import subprocess
@@ -20,10 +21,13 @@ from conftest import SAMPLE
 from spanqa.answers import Answer
 from spanqa.errors import InputError
 from spanqa.explain import figures, notebook, page
+from spanqa.explain.attention import attentions, stream_layers
+from spanqa.explain.attribute import attribute
 from spanqa.explain.explanation import Convergence, CurvePoint, Explanation, Flip, Side, Trust
-from spanqa.explain.maps import WindowMaps, kinds, measure, quantize, thumbnails, token_words, wanted
+from spanqa.explain.maps import WindowMaps, kinds, measure, quantize, thumbnails, token_words, wanted, window_maps
 from spanqa.explain.page import write_page
 from spanqa.explain.words import Word
+from spanqa.reader import Reader
 
 AXE = Path(__file__).parents[1] / "scripts" / "get_axe"
 QUESTION = "Who built the first pier?"
@@ -338,6 +342,25 @@ def test_a_long_passage_has_elements_for_explained_words_only(opened: Callable[.
 
 
 # --- the file
+
+
+@pytest.mark.parametrize("question", ["Who built the first pier?", "Who painted the lighthouse?"])
+def test_the_page_of_a_real_answer_has_its_window(tmp_path: Path, mini: Reader, question: str) -> None:
+    passage = PASSAGE[:106]
+    found = attribute(mini, question, passage, method="hierarchical_occlusion")
+    tokens = attentions(mini, question, passage, layers=range(6))
+    window = window_maps(tokens, stream_layers(mini, question, passage, queries="all"))
+    assert list(window.answer_rows) == list(tokens.queries)
+    write_page(tmp_path / "page.html", found, window)
+    written = (tmp_path / "page.html").read_text("utf-8")
+    about = json.loads(re.search(r'id="attention">(.*?)</script>', written)[1])  # type: ignore[index]
+    assert about["layers"] == [0, 1, 2, 3, 4, 5]
+    assert about["kinds"].count(4) == 3  # Anna, Ke, ##strel
+    size = len(about["tokens"])
+    block = base64.b64decode(re.search(r'id="L03">(.*?)</script>', written)[1])  # type: ignore[index]
+    held = (np.frombuffer(block, np.uint8).reshape(12, size, size) / 255.0) ** 2
+    expected = attentions(mini, question, passage, layers=[3], queries="all").layer(3)
+    np.testing.assert_allclose(held, expected, atol=0.004)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spanqa.explain.attention import Attention
 from spanqa.explain.explanation import Explanation
 
 THUMBNAIL = 48
@@ -42,6 +43,25 @@ class WindowMaps:
     number: int
     windows: int
     maps: Iterable[tuple[int, NDArray[np.float32]]]
+
+
+def window_maps(attention: Attention, layers: Iterable[tuple[int, NDArray[np.float32]]]) -> WindowMaps:
+    """Return the maps of a window: `attention` says what its tokens are, `layers` are those of `stream_layers(..., queries="all")`.
+
+    The rows of the decision are those that `attentions` captures by default.
+    """
+    span = () if attention.span is None else range(attention.span[0], attention.span[1] + 1)
+    return WindowMaps(
+        layers=len(attention.layers),
+        heads=len(attention.heads),
+        tokens=attention.tokens,
+        offsets=attention.offsets,
+        parts=attention.sequence_ids,
+        answer_rows=(*(() if attention.answered and span else (0,)), *span),
+        number=attention.window,
+        windows=attention.windows,
+        maps=layers,
+    )
 
 
 def quantize(weights: NDArray[np.float32]) -> NDArray[np.uint8]:

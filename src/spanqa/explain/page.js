@@ -325,7 +325,9 @@
     section.hidden = false;
     const special = (kind) => tokens[kinds.indexOf(kind)] || "";
     const names = { first: special(0) || "first token", other: special(1) || "other special tokens", question: "question", passage: "rest of the passage", answer: page.chosen ? "answer" : "best span" };
-    const rowsFrom = kinds[about.answer_rows[0]] === 4 ? `the ${names.answer} ${page.chosen ? page.says.chosen : page.says.other}` : about.answer_rows.map((row) => tokens[row]).join(" ");
+    const span = `the ${names.answer} ${page.chosen ? page.says.chosen : page.says.other}`;
+    const looking = new Set(about.answer_rows.map((row) => kinds[row]));
+    const rowsFrom = [...(looking.has(0) ? [names.first] : []), ...(looking.has(4) ? [span] : [])].join(" and ") || "the decision";
     const ofWindow = about.window[1] > 1 ? ` Window ${about.window[0] + 1} of ${about.window[1]}.` : "";
     $("attention-text").textContent =
       `${plural(about.layers.length * heads, "head")} of ${plural(about.layers.length, "layer")}, ${plural(size, "token")}.${ofWindow} ` +
