@@ -212,11 +212,32 @@ def _write(
             )
         save(weights, path, text=text)
     elif kind == ".html":
-        from spanqa.explain.page import write_page
-
-        with options.progress_bar("layers") as progress:
-            write_page(path, found, maps="full" if all_heads else "auto", progress=progress)
+        _write_page(path, reader, passage, found, settings, all_heads)
     else:
         from spanqa.explain.figures import draw
 
         draw(found, path)
+
+
+def _write_page(
+    path: Path,
+    reader: "Reader",
+    passage: "Passage",
+    found: "Explanation",
+    settings: dict[str, Any],
+    all_heads: bool,
+) -> None:
+    """Write the page; that of a model which hides its attention has none, and the reason is said."""
+    from spanqa.errors import UnsupportedModelError
+    from spanqa.explain.attention import attentions, stream_layers
+    from spanqa.explain.maps import window_maps
+    from spanqa.explain.page import write_page
+
+    window = None
+    try:
+        weights = attentions(reader, found.question, passage, **settings)
+        window = window_maps(weights, stream_layers(reader, found.question, passage, queries="all", **settings))
+    except UnsupportedModelError as error:
+        typer.echo(f"spanqa: the page shows no heads: {error}", err=True)
+    with options.progress_bar("layers") as progress:
+        write_page(path, found, window, maps="full" if all_heads else "auto", progress=progress)

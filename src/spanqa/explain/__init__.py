@@ -6,7 +6,7 @@
 words.py         question and passage -> words; windows with some of them hidden
 decision.py      question and passage -> what was decided, and the number to take apart
 attention.py     layers, heads and queries -> attention weights, kept with their tokens
-storage.py       attention in a file
+storage.py       attention weights -> a file, and back
 occlusion.py     hide words, read again
 gradients.py     gradients, integrated gradients, gradient-weighted attention (needs torch)
 rollout.py       attention of all layers -> one weight for each token
