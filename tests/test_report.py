@@ -356,6 +356,8 @@ def test_the_page_counts_causes_links_each_to_a_mistake_and_names_the_cause_of_e
     assert page.count("class=mistake") == page.count("<span class=cause>") == 3  # one, and one of each other cause
     assert "1 would be right with a lower threshold" in page
     assert "The answer has 6 words too many at the end." in page
+    every = write_report(tmp_path / "c", [*nothing, *EXAMPLES], found, record, calibrated=True).read_text("utf-8")
+    assert (every.count("class=mistake"), every.count("class=mistake id=")) == (sum(counts.values()), len(counts))
     right = [replace(outcome, f1=1.0) for outcome in found]
     page = write_report(tmp_path / "b", [*nothing, *EXAMPLES], right, record, **write).read_text("utf-8")
     assert "There are no mistakes." in page and "class=mistake" not in page
