@@ -159,6 +159,17 @@ def test_the_objective_is_the_same_number_as_a_sum_over_logits(mini: Reader) -> 
     assert len(objective.windows) == 2
 
 
+def test_an_answer_of_parts_of_characters_is_found_again(tiny_reader: Callable[[str], Reader]) -> None:
+    """Each Chinese character has three tokens for a byte-level tokenizer, all with its place."""
+    reader = tiny_reader("roberta").with_settings(windows=WindowSettings(24, 4))
+    for text in ("灯台を建てた人 a灯台", "👩‍👩‍👧‍👦 灯台", *SENTENCES.splitlines()[9:12]):
+        for question in ("Who?", "灯?"):
+            decision = decide(reader, question, text, threshold=-math.inf)
+            assert decision.value(decision.logits) == pytest.approx(decision.answer.score, abs=1e-5)
+            assert decision.characters(decision.chosen) == (decision.answer.start, decision.answer.end)  # type: ignore[arg-type]
+            assert decision.in_play
+
+
 @pytest.mark.parametrize(
     "text, against, message",
     [

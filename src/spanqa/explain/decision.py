@@ -137,8 +137,9 @@ def decide(
     if not ranking.answers:
         raise InputError("The passage holds no words that could be an answer, so there is no decision to explain.")
     answer = ranking.best(least)
-    tokens = prepared.tokens
-    best, *others = (_span_of(tokens, each) for each in ranking.answers)
+    most = reader.answers.max_answer_tokens
+    spans = [(each.start, each.end) for each in ranking.answers if each.start is not None and each.end is not None]
+    best, *others = (_span_of(prepared, reading.logits[0], most, *span) for span in spans)
     if isinstance(against, tuple):
         other: TokenSpan | None = _given_span(reader, prepared, reading.logits[0], against)
     elif against == "runner-up":
@@ -169,9 +170,23 @@ def _read(reader: Reader, question: str, passage: Passage, progress: Progress) -
     return reading
 
 
-def _span_of(tokens: Tokens, answer: Answer) -> TokenSpan:
-    assert answer.start is not None and answer.end is not None
-    return tokens.covering(answer.start, answer.end)
+def _span_of(passage: Passage, logits: Sequence[WindowLogits], most: int, start: int, end: int) -> TokenSpan | None:
+    """Return the span of at most `most` tokens that covers these characters, None where no window holds one.
+
+    Several tokens can be parts of one character, as the bytes of a Chinese one are. Of the spans that cover the same characters the
+    best is meant, as in an answer.
+    """
+    offsets = passage.tokens.offsets
+    first, last = passage.tokens.covering(start, end)
+    inside = [i for i in range(first, last + 1) if offsets[i, 0] < offsets[i, 1]]
+    if not inside:
+        return None
+    firsts = [i for i in inside if offsets[i, 0] == start] or inside[:1]
+    lasts = [i for i in inside if offsets[i, 1] == end] or inside[-1:]
+    spans = [(left, right) for left in firsts for right in lasts if 0 <= right - left < most]
+    margins = [max((span_margin(window, *span) for window in logits), default=-np.inf) for span in spans]
+    best = int(np.argmax(margins)) if spans else 0
+    return spans[best] if spans and margins[best] > -np.inf else None
 
 
 def _given_span(reader: Reader, passage: Passage, logits: Sequence[WindowLogits], given: tuple[int, int]) -> TokenSpan:
@@ -181,11 +196,12 @@ def _given_span(reader: Reader, passage: Passage, logits: Sequence[WindowLogits]
             f"The span {start}-{end} holds no text of the passage, which has {len(passage.text):,} characters. Give where the span "
             "starts and ends, the end excluded."
         )
-    first, last = passage.tokens.covering(start, end)
     most = reader.answers.max_answer_tokens
-    if not 0 <= last - first < most or all(span_margin(window, first, last) == -np.inf for window in logits):
+    found = _span_of(passage, logits, most, start, end)
+    if found is None:
+        first, last = passage.tokens.covering(start, end)
         raise InputError(
             f"The span {start}-{end} ({passage.text[start:end]!r:.60}) is none that the reader could choose: it has "
-            f"{last - first + 1} tokens, and must have 1 to {most} and lie in one window."
+            f"{max(0, last - first + 1)} tokens, and must have 1 to {most} and lie in one window."
         )
-    return first, last
+    return found
