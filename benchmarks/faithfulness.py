@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; those in the cache are in the record")
     parser.add_argument("--model", default="spanqa-mini")
-    parser.add_argument("--words", type=int, default=120, help="of the longest passage")
+    parser.add_argument("--words", type=int, default=80, help="of the longest passage")
     parser.add_argument("--answered", type=int, default=ANSWERED)
     parser.add_argument("--abstained", type=int, default=ABSTAINED)
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no further stage begins")

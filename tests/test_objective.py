@@ -53,7 +53,7 @@ def example(*texts: str, passage: str = PASSAGE, id: str = "1") -> Example:
 def loss_of(folder: Path, windows: list[TrainingWindow], layout: BatchLayout, cols: int | None = None) -> Any:
     model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     if layout == "flat":
-        model.set_attn_implementation(torch_attention.NAME)
+        model.set_attn_implementation(torch_attention.FLAT)
     objective = QuestionAnswering(replace(InputFormat.of(model, open_checkpoint(folder), layout), cols=cols))
     batch = objective.collate(windows)
     loss = objective.loss(model(**batch["inputs"]), batch)
@@ -197,7 +197,7 @@ def test_the_loop_trains_another_objective(base: Checkpoint, tmp_path: Path, lay
     transformers.set_seed(0)
     network: Any = transformers.BertForMaskedLM(transformers.BertConfig.from_dict({**base.config}))
     if layout == "flat":
-        network.set_attn_implementation(torch_attention.NAME)
+        network.set_attn_implementation(torch_attention.FLAT)
     objective = Masking(InputFormat.of(network, base, layout), hidden_id=0)
     settings = TrainSettings(batch_size=4, accumulation=2, learning_rate=1e-2, max_steps=60, dtype="fp32", device="cpu")
     notes: list[str] = []

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from spanqa.errors import InputError
 from spanqa.graphemes import widen
 from spanqa.template import Template
-from spanqa.tokenizer_setup import refusing_damage, set_up
+from spanqa.tokenizer_setup import refusing_damage, set_up, unwritable
 
 CACHED_BYTES = 64 << 20
 """How much memory the texts and arrays of remembered passages may take."""
@@ -199,6 +199,11 @@ class Tokenizer:
         """The id of a token of the vocabulary, None where it has none of that name."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def token_of(self, number: int) -> str:
+        """The token of an id, as the vocabulary of the model's makers has it; "" where there is none."""
+        found: str | None = self._tokenizer.id_to_token(number)
+        return (found or "").removeprefix(unwritable(""))
 
     def fits(self, ids: int) -> bool:
         """Whether all ids are below a number, which is usually the size of the vocabulary."""

@@ -7,7 +7,7 @@ transformers has a question-answering head (DeBERTa, ModernBERT, ...), one windo
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -34,12 +34,18 @@ They get windows of one length at a time, without padding. Found by `test_no_arc
 which runs all that transformers has.
 """
 
+_NO_WEIGHT = 0.03
+"""Numbers this far below zero, or rows whose sum is this far from one, are no attention weights; in bf16 sums are off by 0.01.
+
+Logits that differ by this share are others.
+"""
+
 
 class TorchBackend:
     """A transformers question-answering model on one device.
 
     `network` is the model, and `inputs` returns the tensors it is called with; `differentiable` lends it for computing gradients.
-    `model` names it in errors.
+    `model` names it in errors. `attention_shape` are its numbers of layers and heads.
     """
 
     name = "torch"
@@ -56,6 +62,9 @@ class TorchBackend:
         self.layouts = _layouts(self._family, device, dtype)
         self._lock = Lock()  # the attention function is a setting of the whole network
         self._usual = self.network.config._attn_implementation
+        self._records = self._usual == "sdpa"
+        config = self.network.config
+        self.attention_shape = (config.num_hidden_layers, getattr(config, "num_attention_heads", 0))
         compiled_from = getattr(network, "_orig_mod", network)  # torch.compile's wrapper hides the parameters
         self._parameters = set(inspect.signature(compiled_from.forward).parameters)
         self._position_offset = checkpoint.encoder.position_offset if self._family else 0
@@ -67,9 +76,7 @@ class TorchBackend:
         if not self._unpadded:
             return self._forward(batch, capture)
         if capture is not None:
-            capture_positions(
-                batch, capture, self.network.config.num_hidden_layers
-            )  # errors name windows of this batch
+            capture_positions(batch, capture, self.attention_shape[0])  # errors name windows of this batch
         start, end = np.zeros(batch.shape, np.float32), np.zeros(batch.shape, np.float32)
         attention: dict[int, dict[int, Any]] = {}
         lengths = np.count_nonzero(batch.window_index != PADDING, axis=1)
@@ -84,32 +91,74 @@ class TorchBackend:
         return SpanLogits(start, end, None if capture is None else in_order)
 
     def _forward(self, batch: Batch, capture: Capture | None) -> SpanLogits:
-        positions = None
-        if capture is not None:
-            positions = capture_positions(batch, capture, self.network.config.num_hidden_layers)
-        flat = positions is None and self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
+        queries = None if capture is None else capture_positions(batch, capture, self.attention_shape[0])
+        rows: dict[int, torch.Tensor] = {}
         with self._lock, torch.inference_mode(), self._one_error(batch):
             for module, kind in zip(self._sparse, self._sparse_types, strict=True):
                 module.set_attention_type(kind)  # BigBird changes it for good at the first short window
-            if positions is not None:
-                self._use("eager")  # the others silently return no attention
-                output = self.network(**self.inputs(batch), output_attentions=True)
-            elif flat:
-                self._use(torch_attention.NAME)
-                output = self.network(**self.inputs(batch), window_lengths=_window_lengths(batch))
+            if capture is None or queries is None:
+                output = self._run(batch, self._usual)
             else:
-                self._use(self._usual)
-                output = self.network(**self.inputs(batch))
+                output, rows = self._run_and_keep(batch, capture.layers, torch.from_numpy(queries))
         attention = None
-        if capture is not None and positions is not None:
-            row = torch.arange(len(positions), device=self.device)[:, None]
-            index = torch.from_numpy(positions).to(self.device, torch.long)
-            picked = {  # (batch, query, head, key) -> (batch, head, query, key)
-                layer: _numpy(output.attentions[layer].transpose(1, 2)[row, index].transpose(1, 2))
-                for layer in capture.layers
-            }
-            attention = split_attention(batch, capture, picked)
+        if capture is not None:
+            attention = split_attention(batch, capture, {layer: _numpy(each) for layer, each in rows.items()})
         return SpanLogits(_numpy(output.start_logits), _numpy(output.end_logits), attention)
+
+    def _run(self, batch: Batch, attention: str, **options: Any) -> Any:
+        """Call the network with an attention function; a flat row without a mask, unless all attention is asked for."""
+        flat = self._family and batch.shape[0] == 1 and batch.window_index[0, -1] > 0
+        if flat and not options:
+            self._use(attention if attention == torch_attention.ROWS else torch_attention.FLAT)
+            return self.network(**self._unmasked(batch), window_lengths=_window_lengths(batch))
+        self._use(attention)
+        return self.network(**self.inputs(batch), **options)
+
+    def _run_and_keep(
+        self, batch: Batch, layers: tuple[int, ...], queries: torch.Tensor
+    ) -> tuple[Any, dict[int, torch.Tensor]]:
+        """Call the network and return its output, and the wanted rows of attention: layer -> `[row, head, query, key]`.
+
+        Where the network uses torch's own attention, once in each layer, the rows are computed beside it. Elsewhere transformers'
+        eager functions are asked for all attention, and have to give the same logits.
+        """
+        queries = queries.to(self.device, torch.long)
+        if self._records:
+            with torch_attention.recording(layers, queries, batch.shape[1]) as record:
+                output = self._run(batch, torch_attention.ROWS)
+            if record.is_whole(self.attention_shape[0]):
+                return output, record.found
+            self._records = False
+        eager = self._run(batch, "eager", output_attentions=True)
+        output = eager if self._usual == "eager" else self._run(batch, self._usual)
+        real = self._tensor(batch.window_index) != PADDING
+        usual, moved = output.start_logits[real], (eager.start_logits - output.start_logits)[real]
+        rows = self._rows_of(getattr(eager, "attentions", None) or (), batch, queries)
+        if rows is None or moved.abs().max() > _NO_WEIGHT * usual.abs().max().clamp(
+            min=1
+        ):  # Falcon's reads another mask
+            raise UnsupportedModelError(
+                f"{self.model} does not show its attention: transformers {transformers.__version__} returns no weight for every "
+                f"query and key of each of its {self.attention_shape[0]} layers. Explain its answers by occlusion or gradients, "
+                "or use another model."
+            )
+        return output, {layer: rows[layer] for layer in layers}
+
+    def _rows_of(
+        self, whole: Sequence[torch.Tensor | None], batch: Batch, queries: torch.Tensor
+    ) -> list[torch.Tensor] | None:
+        """Pick the wanted rows from the attention of all layers, as transformers returned it; None where it is something else."""
+        rows, cols = batch.shape
+        row = torch.arange(rows, device=self.device)[:, None]
+        found = []
+        for each in whole:
+            if each is None or each.dim() != 4 or (each.shape[0], *each.shape[2:]) != (rows, cols, cols):
+                return None  # the layers of Longformer see a part of the tokens each
+            picked = each.transpose(1, 2)[row, queries].transpose(1, 2).float()
+            if (picked < -_NO_WEIGHT).any() or ((picked.sum(-1) - 1).abs() > _NO_WEIGHT).any():
+                return None  # SqueezeBERT gives the scores before the softmax
+            found.append(picked)
+        return found if len(found) == self.attention_shape[0] else None
 
     @contextmanager
     def _one_error(self, batch: Batch) -> Iterator[None]:
@@ -163,23 +212,12 @@ class TorchBackend:
         Raises:
             UnsupportedModelError: the batch is packed, and this architecture cannot keep its windows apart.
         """
-
-        def tensor(array: Any) -> torch.Tensor:
-            return torch.from_numpy(array).to(self.device, torch.long)
-
-        index = tensor(batch.window_index)
-        arguments = {"input_ids": tensor(batch.input_ids).masked_fill_(index == PADDING, self._padding)}
-        if "token_type_ids" in self._parameters:
-            arguments["token_type_ids"] = tensor(batch.token_type_ids)
         packed = batch.window_index.max(initial=0) > 0
         if packed and not self._family:
             raise UnsupportedModelError(
                 f"{type(self.network).__name__} cannot read packed rows, because it cannot keep windows apart. Use padded batches."
             )
-        if self._family:
-            arguments["position_ids"] = tensor(batch.position_ids) + self._position_offset
-        if self.network.config._attn_implementation == torch_attention.NAME:
-            return arguments  # it gets the lengths of the windows instead of a mask
+        arguments, index = self._unmasked(batch), self._tensor(batch.window_index)
         if packed:
             apart = index[:, None, :, None] != index[:, None, None, :]  # (row, 1, query, key)
             dtype = self.network.dtype
@@ -189,6 +227,18 @@ class TorchBackend:
         else:
             arguments["attention_mask"] = (index != PADDING).long()
         return arguments
+
+    def _unmasked(self, batch: Batch) -> dict[str, torch.Tensor]:
+        padding = self._tensor(batch.window_index) == PADDING
+        arguments = {"input_ids": self._tensor(batch.input_ids).masked_fill_(padding, self._padding)}
+        if "token_type_ids" in self._parameters:
+            arguments["token_type_ids"] = self._tensor(batch.token_type_ids)
+        if self._family:
+            arguments["position_ids"] = self._tensor(batch.position_ids) + self._position_offset
+        return arguments
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, torch.long)
 
 
 def _layouts(family: bool, device: str, dtype: str) -> tuple[BatchLayout, ...]:

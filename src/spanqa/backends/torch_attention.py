@@ -1,22 +1,34 @@
-"""Attention over windows that follow each other in a single row, for transformers' models on torch.
+"""Two attention functions for transformers' models on torch, registered with its AttentionInterface.
 
-By default transformers does not keep the windows of a row apart. This function is registered with its AttentionInterface and
-receives the lengths of the windows as `window_lengths`. On a CUDA device in half precision it uses torch's variable-length flash
-attention. Elsewhere consecutive windows of equal length are computed together, so a row sorted by length needs few calls, and
-nothing is padded. (Training in bfloat16 on CPUs is different: see `_plain`.)
+    FLAT   windows that follow each other in a single row, kept apart
+    ROWS   the fast attention, unchanged, that also keeps the attention weights of a few queries
+
+By default transformers does not keep the windows of a row apart. FLAT receives the lengths of the windows as `window_lengths`. On a
+CUDA device in half precision it uses torch's variable-length flash attention. Elsewhere consecutive windows of equal length are
+computed together, so a row sorted by length needs few calls, and nothing is padded. (Training in bfloat16 on CPUs is different:
+see `_plain`.)
+
+The fast attention never has the weights that transformers' own way to them ("eager" attention, `output_attentions`) keeps: of every
+query, head and layer. ROWS computes the softmax again for the wanted queries of the wanted layers, and leaves the output as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from spanqa.backends.torch_dropout import byte_dropout
 
-NAME = "spanqa_flat"
+FLAT = "spanqa_flat"
+ROWS = "spanqa_rows"
 
 _WIDTH_MULTIPLE = 32
 
@@ -93,4 +105,100 @@ def _varlen(
     return output[None]
 
 
-AttentionInterface.register(NAME, flat_attention)
+@dataclass(eq=False)
+class Recording:
+    """What ROWS keeps of one forward pass over `[row, token]`.
+
+    `queries` int64 `[row, query]` are the wanted tokens, `found` layer -> float32 `[row, head, query, key]`. Layers are counted by
+    the calls of the attention function, `calls` in all.
+    """
+
+    layers: Collection[int]
+    queries: torch.Tensor
+    tokens: int
+    calls: int = 0
+    found: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def is_whole(self, layers: int) -> bool:
+        """Return whether attention was computed once in each of the model's layers, and the wanted ones were found."""
+        return self.calls == layers and self.found.keys() == set(self.layers)
+
+
+_RECORDING: ContextVar[Recording] = ContextVar("spanqa_recording")
+
+
+@contextmanager
+def recording(layers: Collection[int], queries: torch.Tensor, tokens: int) -> Iterator[Recording]:
+    """Keep rows of attention of the forward pass in the `with` block, for a network that uses ROWS."""
+    record = Recording(layers, queries, tokens)
+    token = _RECORDING.set(record)
+    try:
+        yield record
+    finally:
+        _RECORDING.reset(token)
+
+
+def rows_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return what FLAT (if `window_lengths` are given) or torch's own attention returns, and record the wanted rows."""
+    lengths = options.get("window_lengths")
+    fast = ALL_ATTENTION_FUNCTIONS["sdpa"] if lengths is None else flat_attention
+    output: tuple[torch.Tensor, None] = fast(module, query, key, value, attention_mask, **options)
+    record = _RECORDING.get()
+    layer = record.calls
+    record.calls += 1
+    tokens = (len(record.queries), record.tokens)
+    if layer in record.layers and tokens == (len(query), query.shape[2]) == (len(key), key.shape[2]):
+        if lengths is not None:
+            window = torch.repeat_interleave(torch.tensor(lengths, device=query.device))
+            attention_mask = (window[:, None] == window)[None, None]
+        record.found[layer] = _weights(module, query, key, attention_mask, record.queries, **options)
+    return output
+
+
+def _weights(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    queries: torch.Tensor,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Return the attention weights of a few queries: float32 `[row, head, query, key]`.
+
+    `mask` and `position_bias` are broadcast to `[row, head, token, token]`; the mask is true where a query may look, or added.
+    """
+    row = torch.arange(len(query), device=query.device)[:, None]
+    shape = (*query.shape[:2], query.shape[2], key.shape[2])
+
+    def picked(whole: torch.Tensor) -> torch.Tensor:  # (row, head, token, ...) -> (row, head, query, ...)
+        return whole.transpose(1, 2)[row, queries].transpose(1, 2)
+
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads can share their keys
+    scores = (picked(query) @ keys.transpose(2, 3) * scale).float()
+    if position_bias is not None:
+        scores += picked(position_bias.expand(shape))
+    least = torch.finfo(torch.float32).min
+    if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        later = torch.arange(shape[3], device=query.device) > queries[:, None, :, None]
+        scores = scores.masked_fill_(later, least)
+    elif mask is not None:
+        seen = picked(mask.expand(shape))
+        scores = scores.masked_fill_(~seen, least) if mask.dtype == torch.bool else scores + seen
+    return scores.softmax(-1)
+
+
+AttentionInterface.register(FLAT, flat_attention)
+AttentionInterface.register(ROWS, rows_attention)
+AttentionMaskInterface.register(ROWS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -30,10 +30,11 @@ def describe_run(packages: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def describe_reader(reader: Reader) -> dict[str, Any]:
-    """Return the model, backend, device, dtype, windows and calibration of a reader."""
+    """Return the model, backend, device, dtype, windows and calibration of a reader. A model in memory has no hash."""
     checkpoint, backend = reader.checkpoint, reader.backend
+    files = checkpoint.files
     return {
-        "model": {"name": _model_name(checkpoint.path), "sha256": checkpoint.weights.sha256},
+        "model": {"name": _model_name(checkpoint.path), "sha256": None if files is None else files.sha256},
         "backend": backend.name,
         "device": backend.device,
         "dtype": backend.dtype,

@@ -112,6 +112,7 @@ def attribute(
     against: Against = "no answer",
     threshold: float | None = None,
     budget_s: float | None = None,
+    trust: bool = True,
     progress: Progress = silent,
 ) -> Explanation:
     """Explain what the reader answers: a score for every word, and how far the scores can be trusted.
@@ -119,7 +120,7 @@ def attribute(
     An answer is explained against "no answer", an abstention against the best span; `against` asks for the runner-up or a given
     span (characters start to end, the end excluded). `method` is one of `METHODS`; None is occlusion, hierarchical where there are
     more than `FLAT_WORDS` words. `threshold` is the reader's own when None. `budget_s` are seconds after which no new round of work
-    begins; the explanation says what was left out. `progress` counts the steps of each stage.
+    begins; the explanation says what was left out. Without `trust` it is not measured how faithful the scores are. `progress` counts the steps of each stage.
 
         explanation = attribute(reader, "Who built the pier?", "The pier was built by Anna Kestrel.")
         explanation.trust.verdict              # 'reliable', 'weak' or 'no better than chance'
@@ -138,7 +139,7 @@ def attribute(
     name = method or ("occlusion" if len(words) <= FLAT_WORDS else "hierarchical_occlusion")
     occluder = Occluder(reader, decision, mask_of(reader.checkpoint.tokenizer))
     if budget_s is not None:
-        occluder.deadline = started + budget_s / 2  # the rest is for measuring how faithful the scores are
+        occluder.deadline = started + budget_s * 2 / 3  # the rest is for measuring how faithful the scores are
     found = METHODS[name].run(_Work(reader, decision, words, occluder, progress))
     if budget_s is not None:
         occluder.deadline = started + budget_s
@@ -147,7 +148,7 @@ def attribute(
     protected = [
         word.part == "passage" and any(word.start < end and start < word.end for start, end in spans) for word in words
     ]
-    trust = measure_trust(occluder, words, found.scores, protected, progress=progress)
+    measured = measure_trust(occluder, words, found.scores, protected, progress=progress) if trust else None
     return Explanation(
         question=question,
         passage=decision.passage.text,
@@ -164,9 +165,9 @@ def attribute(
         mask=occluder.mask.token,
         passes=occluder.passes + found.passes,
         seconds=time.monotonic() - started,
-        note=_note(name, found, trust is None, budget_s),
+        note=_note(name, found, trust and measured is None, budget_s),
         convergence=found.convergence,
-        trust=trust,
+        trust=measured,
         made_with=made_with(reader),
     )
 

@@ -124,6 +124,11 @@ class Explanation:
             for side in (self.chosen, self.other)
         )
 
+    def _repr_html_(self) -> str:
+        from spanqa.explain.notebook import repr_html
+
+        return repr_html(self)
+
     def order(self) -> list[int]:
         """Return the positions of the words, highest score first; equal scores by place."""
         return sorted(range(len(self.words)), key=lambda i: (-self.scores[i], i))

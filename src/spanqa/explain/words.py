@@ -54,7 +54,7 @@ def words_of(part: Part, text: str, tokens: Tokens, first: int = 0, stop: int | 
             bounds[-1][1] = start if blank else min(bounds[-1][1], start)
             bounds[-1][2] = max(bounds[-1][2], end)
         number_before = number
-    stops = [bound[0] for bound in bounds[1:]] + [stop]
+    stops = [bound[0] for bound in bounds[1:]] + [stop] * bool(bounds)
     return [
         Word(part, text[start:end], start, end, token, following)
         for (token, start, end), following in zip(bounds, stops, strict=True)

@@ -242,7 +242,7 @@ def _network(base: Checkpoint, settings: TrainSettings) -> tuple[Any, bool, Inpu
     use_byte_dropout(network)
     layout: BatchLayout = settings.layout or ("flat" if base.model_type in FAMILIES else "padded")
     if layout == "flat":
-        network.set_attn_implementation(torch_attention.NAME)
+        network.set_attn_implementation(torch_attention.FLAT)
     return network, has_head, InputFormat.of(network, base, layout)
 
 
