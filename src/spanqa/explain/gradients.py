@@ -210,10 +210,8 @@ def _words_as_leaf(
 
     def replace(module: Any, arguments: tuple[Any, ...], output: Any) -> Any:
         given: Any = arguments[0] if arguments else None
-        if (
-            leaves and types is not None and torch.equal(given, types)
-        ):  # GPT-2 and XLM read token types from the same table
-            return output
+        if leaves and types is not None and torch.equal(given, types):
+            return output  # GPT-2 and XLM read token types from the same table
         turned = isinstance(given, torch.Tensor) and given.shape == (cols, rows) and torch.equal(given.T, ids)
         if turned:  # XLNet
             given = given.T
