@@ -192,7 +192,7 @@ def distance_from_eager(backend: Any, lengths: Sequence[int]) -> float:
     """How far captured rows are from transformers' eager attention of each window alone; logits must not move by a bit."""
     import torch
 
-    batch, rows = of_windows(lengths), ((0, 5, 19), (7,))
+    batch, rows = of_windows(lengths), ((0, 5, 19), (7,))[: len(lengths)]
     found, without = backend.forward(batch, capture=Capture((0, 1), rows)), backend.forward(batch)
     for row, length in enumerate(lengths):
         np.testing.assert_array_equal(found.start[row, :length], without.start[row, :length])
@@ -234,7 +234,8 @@ def test_heads_that_share_their_keys_and_windows_of_attention_are_captured_too(t
         ("modernbert", {"local_attention": 8, "global_attn_every_n_layers": 2}),
     ):
         backend, _ = torch_backend(architecture, **changes)
-        assert distance_from_eager(backend, (40, 20)) < 1e-5, architecture
+        for lengths in ((40, 20), (40,)):  # without padding there is no mask, even for a model that looks back alone
+            assert distance_from_eager(backend, lengths) < 1e-5, (architecture, lengths)
         assert backend._records, architecture
 
 
