@@ -9,4 +9,8 @@ rollout.py       attention of all layers -> one weight for each token
 trust.py         scores -> how faithful they are, and the words that change the answer
 explanation.py   what comes out
 attribute.py     all of these, in one call
+sentences.py     an explanation in words
+maps.py          attention of one window, layer by layer -> what a page shows of each head
+page.py          one HTML file (page.html, page.css, page.js); notebook.py the small form of it
+figures.py       PNG, SVG and PDF (needs matplotlib)
 """
