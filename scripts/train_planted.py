@@ -17,7 +17,7 @@ It needs spanqa[train]. The numbers follow from the seed; another processor or v
 
 import argparse
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,6 @@ from rich.progress import track
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from spanqa import Reader
-from spanqa.answers import AnswerSettings
-from spanqa.checkpoint import write_settings
 from spanqa.files import new_folder, set_usual_mode, write_json
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -194,7 +192,6 @@ def main() -> None:
         network.half().save_pretrained(folder)
         set_usual_mode(folder)
         tokenizer().save(str(folder / "tokenizer.json"))
-        write_settings(folder, {"answers": asdict(AnswerSettings(max_answer_tokens=4, no_answer_threshold=0.0))})
         found = exact(folder, [draw(held_out) for _ in range(500)])
         print(f"{arguments.out}: {found:.1%} of 500 new questions answered exactly")
         questions = [planted(draw(held_out, answerable=1.0)) for _ in range(arguments.questions)]

@@ -566,8 +566,8 @@ def test_a_figure_shows_the_scores_by_their_sign(
     drawn: Callable[[Explanation, str], bytes], score: float, colour: bytes, other: bytes
 ) -> None:
     found = explained(passage=PASSAGE[:80], trust=None)
-    picture = drawn(replace(found, scores=(score, *[0.0] * (len(found.scores) - 1))), "a.svg")
-    assert picture.count(colour) == 3  # the word, the line below it, the bar
+    picture = drawn(replace(found, scores=(score,) * len(found.scores)), "a.svg")
+    assert colour in picture
     assert other not in picture
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate import GoldSpan, Outcome, collect, evaluate
 from spanqa.evaluate.compare import compare_runs
 from spanqa.evaluate.curves import risk_coverage, risk_coverage_of, threshold_curve
+from spanqa.evaluate.diagnosis import CAUSES
 from spanqa.evaluate.groups import bucket, groups, question_type
 from spanqa.evaluate.outcomes import read_outcomes, write_outcomes
 from spanqa.evaluate.report import write_report
@@ -304,7 +306,7 @@ def test_the_page_needs_nothing_else_and_shows_what_is_wrong(tmp_path: Path, min
         progress=lambda done, total, note="": counts.append((done, total)),
     ).read_text("utf-8")
     assert counts == [(done, 4) for done in range(5)]
-    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert "<script" not in page
     assert page.count("data:image/png;base64,") == 3
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -325,6 +327,40 @@ def test_the_page_needs_nothing_else_and_shows_what_is_wrong(tmp_path: Path, min
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"The report cannot be written to '.*': Not a directory\. Name a folder"):
         write_report(tmp_path / "file" / "x", examples, found, record, calibrated=False)
+
+
+def test_the_page_counts_causes_links_each_to_a_mistake_and_names_the_cause_of_every_mistake(
+    tmp_path: Path, mini: Reader
+) -> None:
+    pytest.importorskip("matplotlib")
+    nothing = [Example(f"n{number}", "Who <b>built</b> it?", PASSAGE) for number in range(3)]
+    found: list[Outcome] = []
+    record = evaluate(mini, [*nothing, *EXAMPLES], threshold=-99.0, on_outcome=found.append)
+    found = [
+        replace(outcome, start=None, text="", f1=0.0, probability=0.01) if outcome.id == "harbour-1" else outcome
+        for outcome in found
+    ]
+    write: dict[str, Any] = {"calibrated": True, "mistakes": 1}
+    page = write_report(tmp_path / "a", [*nothing, *EXAMPLES], found, record, **write).read_text("utf-8")
+    unanswerable = 3 + sum(not example.answers for example in EXAMPLES)
+    counts = {"answered though there is none": unanswerable, "boundary": 1, "null beats span": 1}
+    for cause, number in counts.items():
+        share = number / sum(counts.values())
+        row = f"{cause}</a> <span class=small>{escape(CAUSES[cause])}</span></td><td>{number}</td><td>{share:.1%}</td>"
+        anchor = cause.replace(" ", "-")
+        assert f'<a href="#{anchor}">{row}' in page
+        mistake = page.split(f'<div class=mistake id="{anchor}">')
+        assert len(mistake) == 2
+        assert f"<span class=cause>{cause}</span>" in mistake[1].partition("<div class=mistake")[0]
+    assert page.index("answered though there is none</a>") < page.index("boundary</a>")
+    assert page.count("class=mistake") == page.count("<span class=cause>") == 3  # one, and one of each other cause
+    assert "1 would be right with a lower threshold" in page
+    assert "The answer has 6 words too many at the end." in page
+    every = write_report(tmp_path / "c", [*nothing, *EXAMPLES], found, record, calibrated=True).read_text("utf-8")
+    assert (every.count("class=mistake"), every.count("class=mistake id=")) == (sum(counts.values()), len(counts))
+    right = [replace(outcome, f1=1.0) for outcome in found]
+    page = write_report(tmp_path / "b", [*nothing, *EXAMPLES], right, record, **write).read_text("utf-8")
+    assert "There are no mistakes." in page and "class=mistake" not in page
 
 
 def test_numbers_on_the_page_are_rounded_and_pictures_are_large(tmp_path: Path, mini: Reader) -> None:

@@ -100,14 +100,14 @@ def span_logits(
     token_type_ids: Array,
     position_ids: Array,
     window_index: Array,
-    queries: Array | None = None,
+    queries: Array | Mapping[int, Array] | None = None,
     *,
     layers: Collection[int] = (),
 ) -> tuple[Array, Array, dict[int, Array]]:
     """Return start and end logits `[batch, token]`, and the attention `[batch, head, query, key]` of the requested `layers`.
 
     The first four inputs are those of `spanqa.batches.Batch`. `queries` `[batch, query]` are the tokens whose attention is
-    requested; they are needed only with `layers`. Logits are computed in the same way with and without attention. `weights` has the
+    requested, the same in all `layers`, or layer -> its own; they are needed only with `layers`. Logits are computed in the same way with and without attention. `weights` has the
     names of `weight_shapes`.
     """
 
@@ -119,7 +119,6 @@ def span_logits(
 
     mask = ops.same_window(window_index, window_index)
     attentions: dict[int, Array] = {}
-    query_mask = mask if queries is None else ops.same_window(ops.take(window_index, queries), window_index)
 
     x = ops.embed(weights["embeddings.word"], input_ids)
     if config.token_types:
@@ -134,7 +133,9 @@ def span_logits(
         query, key, value = (linear(x, f"{layer}.{part}") for part in ("query", "key", "value"))
         keys = ops.split_heads(key, config.heads)
         if i in layers and queries is not None:
-            wanted = ops.split_heads(ops.take(query, queries), config.heads)
+            looking = queries[i] if isinstance(queries, Mapping) else queries
+            wanted = ops.split_heads(ops.take(query, looking), config.heads)
+            query_mask = ops.same_window(ops.take(window_index, looking), window_index)
             attentions[i] = ops.attention(wanted, keys, query_mask)
         mixed = ops.attend(ops.split_heads(query, config.heads), keys, ops.split_heads(value, config.heads), mask)
         x = norm(ops.add(x, linear(ops.merge_heads(mixed), f"{layer}.attention_output")), f"{layer}.attention_norm")

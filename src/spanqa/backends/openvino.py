@@ -106,13 +106,14 @@ def _floats(value: float) -> Any:
 def build_graph(checkpoint: Checkpoint, layers: Collection[int] = ()) -> Any:
     """Return the encoder as an OpenVINO model: inputs `[rows, cols]` int32; outputs start, end, and attention per layer.
 
-    With `layers` there is a fifth input, the captured queries `[rows, query]`.
+    For each of `layers` there is one more input: the queries `[rows, query]` whose attention it returns, which may be none.
     """
     config = checkpoint.encoder
     weights = {name: _weight(name, array) for name, array in checkpoint.encoder_weights().items()}
-    names = (*Batch.__slots__, "queries") if layers else Batch.__slots__
-    inputs = [ops.parameter([-1, -1], np.int32, name) for name in names]
-    start, end, attentions = checkpoint.family.logits(OpenVinoOps(), weights, config, *inputs, layers=layers)
+    inputs = [ops.parameter([-1, -1], np.int32, name) for name in Batch.__slots__]
+    queries = {layer: ops.parameter([-1, -1], np.int32, f"queries.{layer}") for layer in sorted(layers)}
+    start, end, attentions = checkpoint.family.logits(OpenVinoOps(), weights, config, *inputs, queries, layers=layers)
+    inputs += queries.values()
     return openvino.Model([start, end, *(attentions[layer] for layer in sorted(attentions))], inputs, config.model_type)
 
 
@@ -151,7 +152,11 @@ def _weight(name: str, array: NDArray[Any]) -> Any:
 
 
 class OpenVinoBackend:
-    """A compiled graph on one OpenVINO device. A second graph, with attention, is compiled on the first request for attention."""
+    """A compiled graph on one OpenVINO device.
+
+    It returns the attention of any queries, usually of none, which costs no time (measured on an AVX2 processor): a second graph for
+    attention would hold all weights twice more. Beside an int8 graph there is one, because attention is computed in floats.
+    """
 
     name = "openvino"
     layouts: tuple[BatchLayout, ...] = ("padded", "packed", "flat")
@@ -171,12 +176,13 @@ class OpenVinoBackend:
             self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KERNELS_KEPT)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
+        self._layers = tuple(range(checkpoint.encoder.layers))
         self._requests: Graphs[Requests] = Graphs()
         self._requests.of(None, self._compile)
 
     def _compile(self, layers: tuple[int, ...]) -> Requests:
-        int8 = self.dtype == "int8" and not layers  # attention is computed in floats
-        graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, layers)
+        int8 = self.dtype == "int8" and not layers
+        graph = _read_int8(self._checkpoint) if int8 else build_graph(self._checkpoint, self._layers)
         compiled = _core().compile_model(graph, self.device.upper(), self._settings)
         requests: Requests = SimpleQueue()
         for _ in range(self.batches_at_once):
@@ -192,18 +198,20 @@ class OpenVinoBackend:
             np.pad(getattr(batch, name), ((0, 0), (0, extra)), constant_values=PADDING if name == "window_index" else 0)
             for name in Batch.__slots__
         ]
-        layers: list[int] = []
+        queries = np.zeros((len(batch.input_ids), 0), np.int32)
+        wanted: Collection[int] = ()
         if capture is not None:
-            positions = capture_positions(batch, capture, self._checkpoint.encoder.layers)
-            layers = sorted(set(capture.layers))
-            arrays += [positions] if layers else []
-        free = self._requests.of(capture, self._compile)
+            queries, wanted = capture_positions(batch, capture, len(self._layers)), set(capture.layers)
+        in_floats = self.dtype != "int8" or bool(wanted)
+        if in_floats:
+            arrays += [queries if layer in wanted else queries[:, :0] for layer in self._layers]
+        free = self._requests.of(Capture(self._layers) if wanted and self.dtype == "int8" else None, self._compile)
         request = free.get()
         try:
             request.start_async(arrays, share_inputs=True)
             request.wait()
-            start, end, *attentions = (request.get_output_tensor(i).data for i in range(2 + len(layers)))
-            found = dict(zip(layers, attentions, strict=True))
+            start, end = (request.get_output_tensor(i).data for i in (0, 1))
+            found = {layer: request.get_output_tensor(2 + layer).data for layer in sorted(wanted)}
             attention = split_attention(batch, capture, found) if capture is not None else None
             return SpanLogits(start[:, :cols].copy(), end[:, :cols].copy(), attention)
         finally:

@@ -4,6 +4,7 @@ import typer
 
 from spanqa.cli.ask import ask
 from spanqa.cli.check import check
+from spanqa.cli.diagnose import diagnose
 from spanqa.cli.evaluate import evaluate
 from spanqa.cli.explain import explain
 from spanqa.cli.info import info
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, explain, evaluate, train, tune, check, quantize, info):
+for verb in (ask, explain, evaluate, diagnose, train, tune, check, quantize, info):
     app.command()(verb)
 
 

@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -130,7 +130,7 @@ def explain(
             progress=progress,
         )
     for path in targets:
-        _write(path, reader, passage, found, all_heads, text)
+        _write(path, reader, passage, found, {"against": span, "threshold": threshold}, all_heads, text)
     if as_json:
         typer.echo(options.json_line(found.as_json(text=text)))
     else:
@@ -188,9 +188,56 @@ def _passage(reader: "Reader", question: str, document: "Document") -> "Passage"
     return choice.passages[0]
 
 
-def _write(path: Path, reader: "Reader", passage: "Passage", found: "Explanation", all_heads: bool, text: bool) -> None:
+def _write(
+    path: Path,
+    reader: "Reader",
+    passage: "Passage",
+    found: "Explanation",
+    settings: dict[str, Any],
+    all_heads: bool,
+    text: bool,
+) -> None:
     kind = path.suffix.lower()
     if kind == ".json":
         from spanqa.files import write_json
 
         write_json(path, found.as_json(text=text))
+    elif kind == ".safetensors":
+        from spanqa.explain.attention import attentions
+        from spanqa.explain.storage import save
+
+        with options.progress_bar("passes") as progress:
+            weights = attentions(
+                reader, found.question, passage, queries="all" if all_heads else "answer", progress=progress, **settings
+            )
+        save(weights, path, text=text)
+    elif kind == ".html":
+        _write_page(path, reader, passage, found, settings, all_heads)
+    else:
+        from spanqa.explain.figures import draw
+
+        draw(found, path)
+
+
+def _write_page(
+    path: Path,
+    reader: "Reader",
+    passage: "Passage",
+    found: "Explanation",
+    settings: dict[str, Any],
+    all_heads: bool,
+) -> None:
+    """Write the page; that of a model which hides its attention has none, and the reason is said."""
+    from spanqa.errors import UnsupportedModelError
+    from spanqa.explain.attention import attentions, stream_layers
+    from spanqa.explain.maps import window_maps
+    from spanqa.explain.page import write_page
+
+    window = None
+    try:
+        weights = attentions(reader, found.question, passage, **settings)
+        window = window_maps(weights, stream_layers(reader, found.question, passage, queries="all", **settings))
+    except UnsupportedModelError as error:
+        typer.echo(f"spanqa: the page shows no heads: {error}", err=True)
+    with options.progress_bar("layers") as progress:
+        write_page(path, found, window, maps="full" if all_heads else "auto", progress=progress)

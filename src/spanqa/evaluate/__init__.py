@@ -9,6 +9,7 @@ record.py     what was run
 curves.py     outcomes -> calibration error, risk and coverage, precision and recall
 groups.py     outcomes -> averages by kind of question
 compare.py    outcomes of two runs -> their difference
+diagnosis.py  outcomes -> the cause of each mistake
 report.py     all of that on one page
 tune.py       outcomes -> threshold and calibration
 parity.py     every backend against the reference

@@ -14,12 +14,12 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spanqa.answers import least_score, margins
+from spanqa.answers import AnswerSettings, least_score, margins
 from spanqa.batches import WindowLogits
 from spanqa.calibration import log_sum_exp
 from spanqa.errors import DatasetError, InputError
@@ -34,6 +34,11 @@ from spanqa.tokens import Passage
 
 RIGHT = 0.5
 """An answer counts as right from this official F1 on, where it must be right or wrong."""
+
+
+OutOfReach = Literal["not where labelled", "too long", "outside every window"]
+"""Why no legal span covers a reference answer: its words are not in the passage where the data says, it has more tokens than an
+answer may have, or no window holds all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class Outcome:
     (0 to 1, where in the passage it starts, None where its words are not there) and `answer_words` describe the first reference.
 
     Only a reader knows the rest. `start` and `probability` belong to what was returned. `gold` is None where no legal
-    span covers a reference. `log_share` is only there on request: see `collect`.
+    span covers a reference; `out_of_reach` then says why, of the first reference that is in the passage. `log_share` is only there
+    on request: see `collect`.
     """
 
     id: str
@@ -87,6 +93,7 @@ class Outcome:
     probability: float | None = None
     passage_tokens: int | None = None
     gold: GoldSpan | None = None
+    out_of_reach: OutOfReach | None = None
     log_share: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -175,30 +182,48 @@ def _outcome(
     best = ranking.best(-math.inf)
     passage, windows = reading.passages[0], reading.logits[0]
     band = margins(passage, windows, reader.answers.max_answer_tokens)
+    gold = _gold_span(example, passage, windows, reader.answers, band)
     return replace(
         score_question(example, best.text, -ranking.best_score, no_answer_above=-threshold),
         start=returned.start,
         probability=returned.probability,
         passage_tokens=len(passage.tokens),
-        gold=_gold_span(example, passage, windows, band),
+        gold=gold if isinstance(gold, GoldSpan) else None,
+        out_of_reach=None if isinstance(gold, GoldSpan) else gold,
         log_share=_log_share(band, passage, temperatures) if len(temperatures) else None,
     )
 
 
-def _gold_span(
-    example: Example, passage: Passage, windows: Sequence[WindowLogits], band: NDArray[np.float32]
-) -> GoldSpan | None:
-    offsets = passage.tokens.offsets
+def located(example: Example) -> list[tuple[int, int]]:
+    """Return where the references start and end in the passage, in code points, of those whose words are where the data says."""
+    found = []
     for answer in example.answers:
+        words = answer.text.strip()
         start = answer.start + len(answer.text) - len(answer.text.lstrip())
-        end = start + len(answer.text.strip())
-        if passage.text[start:end] != answer.text.strip():
-            continue  # the words are not where the data says
+        if words and answer.start >= 0 and example.passage[start : start + len(words)] == words:
+            found.append((start, start + len(words)))
+    return found
+
+
+def _gold_span(
+    example: Example,
+    passage: Passage,
+    windows: Sequence[WindowLogits],
+    settings: AnswerSettings,
+    band: NDArray[np.float32],
+) -> GoldSpan | OutOfReach | None:
+    """Return the first reference that a legal span covers; where there is none, the reason, if it is one that has a name."""
+    offsets = passage.tokens.offsets
+    reasons: list[OutOfReach | None] = []
+    for start, end in located(example):
         first, last = passage.tokens.covering(start, end)
+        scores = [span_margin(window, first, last) for window in windows]
         if not 0 <= last - first < band.shape[1] or band[first, last - first] == -np.inf:
+            too_long = last - first >= settings.max_answer_tokens
+            cut = last - first >= 0 and max(scores, default=-math.inf) == -math.inf
+            reasons.append("too long" if too_long else "outside every window" if cut else None)
             continue
         score = band[first, last - first]
-        scores = [span_margin(window, first, last) for window in windows]
         index = int(np.argmax(scores))
         alone = margins(passage, [windows[index]], band.shape[1])
         return GoldSpan(
@@ -209,7 +234,9 @@ def _gold_span(
             window=index,
             window_margin=float(alone.max()),
         )
-    return None
+    if not reasons:
+        return "not where labelled" if example.answers else None
+    return reasons[0]
 
 
 def _log_share(

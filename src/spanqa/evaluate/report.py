@@ -1,6 +1,6 @@
 """A report for people: one HTML page that needs nothing else, with its pictures as PNG files beside it.
 
-It draws what `curves`, `groups` and `compare` make of the outcomes. It needs matplotlib: pip install 'spanqa[report]'.
+It draws what `curves`, `groups`, `compare` and `diagnosis` make of the outcomes. It needs matplotlib: pip install 'spanqa[report]'.
 """
 
 import io
@@ -14,6 +14,7 @@ import numpy as np
 from spanqa.errors import InputError
 from spanqa.evaluate.compare import Difference
 from spanqa.evaluate.curves import expected_calibration_error, risk_coverage, threshold_curve
+from spanqa.evaluate.diagnosis import CAUSES, Cause, Mistake, by_cause, diagnose, right_but_for_null
 from spanqa.evaluate.groups import Group, bucket, groups, question_type
 from spanqa.evaluate.metrics import best_threshold, column
 from spanqa.evaluate.outcomes import Outcome, write_outcomes
@@ -30,6 +31,8 @@ _STYLE = """
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); gap: 1.5rem } figure { margin: 0 }
 .mistake { border-left: 3px solid #b3402f; padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0 } .mistake p { margin: .3rem 0 }
 mark.given { background: #f6cfc8 } mark.gold { background: #cfe6cf } mark.both { background: #f3e3a8 }
+.causes a { color: inherit } .causes td { vertical-align: top } .causes .small { display: block }
+.cause { border: 1px solid #9aa3ad; border-radius: 1rem; padding: 0 .6rem; font-size: .85rem; white-space: nowrap }
 .passage { max-height: 14rem; overflow: auto; color: #4a525a; font-size: .92rem }
 @media (prefers-color-scheme: dark) { .passage { color: #aab2ba } }
 """
@@ -123,7 +126,9 @@ def _page(
         if len(found) > 1:
             rows = [(group.name, f"{group.questions:,}", f"{group.exact:.1f}", f"{group.f1:.1f}") for group in found]
             parts.append(f"<div><h3>{escape(title)}</h3>{table(('', 'questions', 'exact', 'F1'), rows)}</div>")
-    parts += ["</div>", "<h2>Most confident mistakes</h2>", _mistakes(examples, outcomes, mistakes)]
+    wrong = diagnose(examples, outcomes)
+    parts += ["</div>", "<h2>Causes of mistakes</h2>", _causes(wrong)]
+    parts += ["<h2>Most confident mistakes</h2>", _mistakes(_shown(wrong, mistakes))]
     return page(f"{model}: report", "".join(parts), _STYLE)
 
 
@@ -172,17 +177,45 @@ def _quarter(position: float | None) -> str | None:
     return f"{('first', 'second', 'third', 'last')[min(3, int(4 * position))]} quarter"
 
 
-def _mistakes(examples: Sequence[Example], outcomes: Sequence[Outcome], most: int) -> str:
-    by_id = {example.id: example for example in examples}
-    wrong = sorted((outcome for outcome in outcomes if not outcome.right), key=lambda o: -(o.probability or 0.0))
+def _shown(wrong: Sequence[Mistake], most: int) -> list[Mistake]:
+    """Return the most confident mistakes, and of each cause that has none among them, its most confident one."""
+    first_of_cause = {id(of_cause[0]) for of_cause in by_cause(wrong).values()}
+    return [mistake for number, mistake in enumerate(wrong) if number < most or id(mistake) in first_of_cause]
+
+
+def _causes(wrong: Sequence[Mistake]) -> str:
+    if not wrong:
+        return "<p>There are no mistakes.</p>"
+    rows = []
+    for cause, of_cause in by_cause(wrong).items():
+        link = f'<a href="#{_anchor(cause)}">{escape(cause)}</a> <span class=small>{escape(CAUSES[cause])}</span>'
+        rows.append(f"<tr><td>{link}</td><td>{len(of_cause):,}</td><td>{len(of_cause) / len(wrong):.1%}</td></tr>")
+    heads = "".join(f"<th>{head}</th>" for head in ("cause, with an example", "mistakes", "share"))
+    near = right_but_for_null(wrong)
+    hint = f" Of those that null beats, {near:,} would be right with a lower threshold." if near else ""
+    return (
+        f"<table class=causes><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        f"<p class=small>A mistake is what has an F1 below one half. Each has one cause.{hint}</p>"
+    )
+
+
+def _anchor(cause: Cause) -> str:
+    return cause.replace(" ", "-")
+
+
+def _mistakes(shown: Sequence[Mistake]) -> str:
     parts = []
-    for outcome in wrong[:most]:
-        example = by_id[outcome.id]
+    linked: set[Cause] = set()
+    for mistake in shown:
+        example, outcome, cause = mistake.example, mistake.outcome, mistake.cause
         given = escape(outcome.text) if outcome.text else _NO_ANSWER
         gold = " · ".join(dict.fromkeys(escape(answer.text) for answer in example.answers)) or _NO_ANSWER
+        anchor = "" if cause in linked else f' id="{_anchor(cause)}"'
+        linked.add(cause)
         parts.append(
-            f"<div class=mistake><p><b>{escape(example.question)}</b></p>"
+            f"<div class=mistake{anchor}><p><b>{escape(example.question)}</b></p>"
             f"<p>given: {given} ({outcome.probability or 0.0:.0%}) — reference: {gold}</p>"
+            f"<p><span class=cause>{escape(cause)}</span> <span class=small>{escape(mistake.note)}</span></p>"
             f"<div class=passage>{marked(example.passage, _spans(example, outcome))}</div>"
             f"<p class=small>{escape(outcome.id)}, {escape(example.title)}</p></div>"
         )

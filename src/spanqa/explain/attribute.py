@@ -139,7 +139,7 @@ def attribute(
     name = method or ("occlusion" if len(words) <= FLAT_WORDS else "hierarchical_occlusion")
     occluder = Occluder(reader, decision, mask_of(reader.checkpoint.tokenizer))
     if budget_s is not None:
-        occluder.deadline = started + budget_s / 2  # the rest is for measuring how faithful the scores are
+        occluder.deadline = started + budget_s * 2 / 3  # the rest is for measuring how faithful the scores are
     found = METHODS[name].run(_Work(reader, decision, words, occluder, progress))
     if budget_s is not None:
         occluder.deadline = started + budget_s

@@ -29,9 +29,13 @@ def why_this_verdict(found: Explanation) -> str:
     trust = found.trust
     if trust is None:
         return ""
+    hidden, kept = (
+        sum(getattr(point, f"random_{name}") for point in trust.curve) / len(trust.curve)
+        for name in ("comprehensiveness", "sufficiency")
+    )
     return (
-        f"hiding the top words changes the probability by {trust.comprehensiveness:.2f}, keeping only them by {trust.sufficiency:.2f}; "
-        f"together {trust.advantage:+.2f} against words drawn at random ({trust.deviations:+.1f} standard deviations)."
+        f"with the top words hidden the probability falls by {_plus(trust.comprehensiveness)} (random words: {_plus(hidden)}), with only "
+        f"them left by {_plus(trust.sufficiency)} (random words: {_plus(kept)})."
     )
 
 
@@ -109,3 +113,8 @@ def visible(text: str) -> str:
     'a␀b'
     """
     return text.translate(_CONTROLS | _REORDERING)
+
+
+def _plus(number: float) -> str:
+    """Return a number with two digits, and no minus before zero."""
+    return f"{round(number, 2) + 0.0:.2f}"
