@@ -244,6 +244,7 @@ def test_the_keyboard_reaches_everything(opened: Callable[..., chromium.Tab]) ->
             if not name:
                 break
             reached.append(name)
+        assert not any(each.startswith("option") for each in reached)  # all heads are one stop
         for name in (
             "These curves as a table",
             "save-words",
@@ -514,7 +515,8 @@ def test_quantized_weights_are_at_most_0_004_off() -> None:
 def test_a_notebook_gets_at_most_300_kb_of_plain_html() -> None:
     found = explained(passage=PASSAGE * 350)
     assert len(found.passage.split()) > 20_000
-    for each in (found, explained(HOSTILE * 200, HOSTILE * 500, "Anna \U0001f985 Kestrel"), explained()):
+    quotes = explained(passage='"' * 50_000 + "Anna Kestrel")  # six bytes for each character
+    for each in (found, quotes, explained(HOSTILE * 200, HOSTILE * 500, "Anna \U0001f985 Kestrel"), explained()):
         html = each._repr_html_()
         assert len(html.encode("utf-8")) <= notebook.MOST_BYTES
         assert "<script" not in html
@@ -559,12 +561,22 @@ def test_figures_are_of_the_kind_of_their_ending_and_always_the_same(
     assert first == drawn(found, name)
 
 
-def test_a_figure_shows_the_scores(drawn: Callable[[Explanation, str], bytes]) -> None:
-    found = explained(passage=PASSAGE[:80])
-    assert drawn(found, "a.svg") != drawn(replace(found, scores=tuple(-score for score in found.scores)), "a.svg")
+@pytest.mark.parametrize(("score", "colour", "other"), [(2.0, b"#0059b3", b"#b24d00"), (-2.0, b"#b24d00", b"#0059b3")])
+def test_a_figure_shows_the_scores_by_their_sign(
+    drawn: Callable[[Explanation, str], bytes], score: float, colour: bytes, other: bytes
+) -> None:
+    found = explained(passage=PASSAGE[:80], trust=None)
+    picture = drawn(replace(found, scores=(score,) * len(found.scores)), "a.svg")
+    assert colour in picture
+    assert other not in picture
 
 
-def test_texts_that_no_font_has_are_drawn_without_a_warning(drawn: Callable[[Explanation, str], bytes]) -> None:
+@pytest.mark.parametrize("fonts", ["all", "none"])
+def test_texts_that_no_font_has_are_drawn_without_a_warning(
+    drawn: Callable[[Explanation, str], bytes], fonts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fonts == "none":
+        monkeypatch.setattr(figures, "_fonts_for", lambda text: [])
     text = "日本語 \U0001f6a2 $x^2$ \x00 \u202e Anna Kestrel ናይ \U00012000"
     assert drawn(explained(text, text), "a.png")
     assert drawn(explained(trust=None, words=(), scores=(), refined=()), "a.svg")

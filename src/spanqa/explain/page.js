@@ -328,11 +328,13 @@
     const span = `the ${names.answer} ${page.chosen ? page.says.chosen : page.says.other}`;
     const looking = new Set(about.answer_rows.map((row) => kinds[row]));
     const rowsFrom = [...(looking.has(0) ? [names.first] : []), ...(looking.has(4) ? [span] : [])].join(" and ") || "the decision";
-    const ofWindow = about.window[1] > 1 ? ` Window ${about.window[0] + 1} of ${about.window[1]}.` : "";
-    $("attention-text").textContent =
-      `${plural(about.layers.length * heads, "head")} of ${plural(about.layers.length, "layer")}, ${plural(size, "token")}.${ofWindow} ` +
-      "A row of a picture is a token that looks, a column one that is looked at; dark is much. Attention shows where heads look, not why the model decided.".replace("dark", dark.matches ? "bright" : "dark");
-
+    const introduce = () => {
+      const ofWindow = about.window[1] > 1 ? ` Window ${about.window[0] + 1} of ${about.window[1]}.` : "";
+      $("attention-text").textContent =
+        `${plural(about.layers.length * heads, "head")} of ${plural(about.layers.length, "layer")}, ${plural(size, "token")}.${ofWindow} ` +
+        `A row of a picture is a token that looks, a column one that is looked at; ${dark.matches ? "bright" : "dark"} is much. ` +
+        "Attention shows where heads look, not why the model decided.";
+    };
     const all = about.layers.flatMap((layer) =>
       about.numbers[layer].map((numbers, head) => ({ layer, head, numbers })));
     const ORDERS = [
@@ -642,6 +644,7 @@
     ], about.layers.map((layer) => [String(layer), ...used.map((kind) => percent(about.profile[layer][kind]))]));
 
     const draw = () => {
+      introduce();
       drawAtlas();
       showHead();
       drawProfile();
