@@ -124,7 +124,7 @@ def test_the_scores_equal_those_of_captum(
     assert len(found) == len(expected) == (2 if windows == "in_two_windows" else 1)
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(theirs).max() > 0.01
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)  # measured: 2e-6
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("windows", ["decision", "in_two_windows"])
@@ -197,7 +197,7 @@ def test_scores_do_not_depend_on_how_many_points_are_read_at_once(
             together = scores[0]
             shapes.clear()
     assert {rows for rows, _ in shapes} == {1}
-    np.testing.assert_allclose(scores[0], together, rtol=0, atol=1e-5)  # measured: 2e-6
+    np.testing.assert_allclose(scores[0], together, rtol=0, atol=1e-5)
 
 
 def test_the_gradient_is_the_length_of_that_of_the_embeddings(reader: Reader, decision: Decision, mask: Mask) -> None:
@@ -212,7 +212,7 @@ def test_the_gradient_is_the_length_of_that_of_the_embeddings(reader: Reader, de
     )
     [found], convergence, passes = gradients.token_scores(reader.backend, objective, mask, "gradient")
     assert (convergence, passes) == (None, 1) and found.min() > 0
-    np.testing.assert_allclose(found, expected[0].norm(dim=-1).numpy(), rtol=1e-5)  # measured: 1e-6
+    np.testing.assert_allclose(found, expected[0].norm(dim=-1).numpy(), rtol=1e-5)
 
 
 def relevance(backend: Any, window: Window, which: int, token: int, absolute: bool) -> np.ndarray:
@@ -247,7 +247,7 @@ def test_weighted_attention_is_that_of_the_paper_for_the_rows_of_the_answer(
     )
     [found], convergence, passes = gradients.token_scores(reader.backend, objective, mask, method)
     assert (convergence, passes) == (None, 1) and expected.max() > 0.01
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)  # measured: 1e-6
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_weighted_attention_of_an_abstention_is_that_of_its_first_token(reader: Reader, mask: Mask) -> None:

@@ -8,6 +8,7 @@ It needs matplotlib: pip install 'spanqa[explain]'. The same explanation gives t
 
 import io
 import os
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -105,7 +106,7 @@ def _lines(explanation: Explanation) -> list[list[Run]]:
     """Return the lines of the figure: question, answer, passage."""
     most = max(map(abs, explanation.scores), default=0.0) or 1.0
     verdict = "" if explanation.trust is None else f"   ({explanation.trust.verdict})"
-    answer: Run = (f"→ {sentences.visible(sentences.headline(explanation))}{verdict}", 0.0, False)
+    answer: Run = (f"→ {_drawn(sentences.headline(explanation))}{verdict}", 0.0, False)
     passage = _runs(explanation, "passage", most)
     return [
         *_wrapped(_runs(explanation, "question", most)),
@@ -137,7 +138,7 @@ def _runs(explanation: Explanation, part: str, most: float) -> list[Run]:
         if gap:
             inside = number > 0 and all(explanation.is_protected(each) for each in (words[number - 1][0], word))
             runs.append((" " if not gap.strip() else f" {' '.join(gap.split())} ", 0.0, inside))
-        runs.append((" ".join(sentences.visible(word.text).split()), score / most, explanation.is_protected(word)))
+        runs.append((" ".join(_drawn(word.text).split()), score / most, explanation.is_protected(word)))
     return [*runs, (after, 0.0, False)] if after else runs
 
 
@@ -231,7 +232,7 @@ def _draw_bars(axes: Any, explanation: Explanation, count: int) -> None:
     names = []
     for i in order:
         word = explanation.words[i]
-        name = " ".join(sentences.visible(word.text).split())
+        name = " ".join(_drawn(word.text).split())
         names.append((name if len(name) <= 14 else name[:13] + "…") + (" (q)" if word.part == "question" else ""))
     axes.set_yticks(list(places), names)
     axes.tick_params(axis="y", length=0)
@@ -266,6 +267,12 @@ def _draw_curve(axes: Any, explanation: Explanation) -> None:
 
 def _plain(axes: Any, *also: str) -> None:
     axes.spines[["top", "right", *also]].set_visible(False)
+
+
+def _drawn(text: str) -> str:
+    """Return a text as it can be drawn: matplotlib stumbles over some characters that have no glyph, such as U+FEFF."""
+    seen = sentences.visible(text)
+    return "".join(letter for letter in seen if unicodedata.category(letter) != "Cf" or letter == "\u200d")
 
 
 # --- fonts
