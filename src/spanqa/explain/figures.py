@@ -122,7 +122,7 @@ def _runs(explanation: Explanation, part: str, most: float) -> list[Run]:
         (word, score) for word, score in zip(explanation.words, explanation.scores, strict=True) if word.part == part
     ]
     if not words:
-        return [(" ".join(text[:400].split()), 0.0, False)] if part == "question" else []
+        return [(" ".join(_drawn(text[:400]).split()), 0.0, False)] if part == "question" else []
     before = after = ""
     if part == "passage" and len(words) > MOST_WORDS:
         spans = [i for i, (word, _) in enumerate(words) if explanation.is_protected(word)]
@@ -134,7 +134,7 @@ def _runs(explanation: Explanation, part: str, most: float) -> list[Run]:
         words = words[low:high]
     runs: list[Run] = [(before, 0.0, False)] if before else []
     for number, (word, score) in enumerate(words):
-        gap = text[words[number - 1][0].end : word.start] if number else ""
+        gap = _drawn(text[words[number - 1][0].end : word.start]) if number else ""
         if gap:
             inside = number > 0 and all(explanation.is_protected(each) for each in (words[number - 1][0], word))
             runs.append((" " if not gap.strip() else f" {' '.join(gap.split())} ", 0.0, inside))
