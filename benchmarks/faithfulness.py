@@ -32,7 +32,7 @@ from spanqa import Reader, __version__, read_squad
 from spanqa.explain.attribute import METHODS, _words, _Work
 from spanqa.explain.decision import Decision, decide
 from spanqa.explain.occlusion import Occluder
-from spanqa.explain.trust import Faithfulness, faithfulness
+from spanqa.explain.trust import Faithfulness, faithfulness, verdict_of
 from spanqa.explain.words import Word, mask_of
 from spanqa.files import describe
 from spanqa.progress import silent
@@ -140,7 +140,8 @@ def summary(rows: list[dict]) -> dict:
     """Return, for each method, its faithfulness against random orders, its cost, and how often a random order passes a threshold."""
     chance = {row["id"]: [Faithfulness(**each) for each in row["orders"]] for row in rows if row["method"] == "random"}
     answered = {row["id"]: row["answered"] for row in rows}
-    random_deviations = np.array([each for orders in chance.values() for each in left_out(orders)])
+    attributions = [each for orders in chance.values() for each in left_out(orders)]
+    random_deviations = np.array([deviations for deviations, _ in attributions])
     methods = {}
     for name in ("random", *METHODS):
         found = {row["id"]: row for row in rows if row["method"] == name and row["id"] in chance}
@@ -161,18 +162,27 @@ def summary(rows: list[dict]) -> dict:
             "deviations_at_percentile": {
                 str(p): float(np.percentile(random_deviations, p)) for p in (80, 90, 95, 97.5, 99)
             },
-            "share_at_least": {str(z): float((random_deviations >= z).mean()) for z in (1.0, 1.5, 2.0, 2.5, 3.0)},
+            "share_of_verdicts": {
+                name: float(np.mean([verdict_of(*each) == name for each in attributions]))
+                for name in ("reliable", "weak", "no better than chance")
+            },
+            "share_at_least": {
+                f"{z} deviations and {least}": float(np.mean([d >= z and a >= least for d, a in attributions]))
+                for z in (1.0, 1.5, 2.0, 2.5, 3.0)
+                for least in (0.0, 0.02, 0.05, 0.1)
+            },
         },
         "methods": methods,
     }
 
 
-def left_out(orders: list[Faithfulness]) -> Iterator[float]:
-    """Yield by how many standard deviations each random order beats the others."""
+def left_out(orders: list[Faithfulness]) -> Iterator[tuple[float, float]]:
+    """Yield by how many standard deviations each random order beats the others, and by how much."""
     values = np.array([each.difference for each in orders])
     for i, value in enumerate(values):
         others = np.delete(values, i)
-        yield float((value - others.mean()) / max(others.std(ddof=1), 1e-6))
+        advantage = float(value - others.mean())
+        yield advantage / max(float(others.std(ddof=1)), 1e-6), advantage
 
 
 def one(name: str, ids: list[str], found: dict[str, dict], chance: dict[str, list[Faithfulness]]) -> dict:
@@ -190,7 +200,10 @@ def one(name: str, ids: list[str], found: dict[str, dict], chance: dict[str, lis
         "sufficiency": interval(sufficiency),
         "advantage": interval(advantage),
         "deviations_median": float(np.median(deviations)),
-        "share_of_deviations_at_least": {str(z): float((np.array(deviations) >= z).mean()) for z in (1.0, 2.0, 3.0)},
+        "reliable": float(
+            np.mean([verdict_of(*each) == "reliable" for each in zip(deviations, advantage, strict=True)])
+        ),
+        "weak": float(np.mean([verdict_of(*each) == "weak" for each in zip(deviations, advantage, strict=True)])),
     }
     if name != "random":
         row["passes_median"] = float(np.median([found[each]["passes"] for each in ids]))
@@ -212,7 +225,7 @@ def interval(values: list[float]) -> dict[str, float]:
 def show(record: dict) -> None:
     for group in ("answered", "abstained"):
         table = Table(
-            "method", "comprehensiveness", "sufficiency", "advantage", "≥ 2 sd", "passes", "CPU s", title=group
+            "method", "comprehensiveness", "sufficiency", "advantage", "reliable", "passes", "CPU s", title=group
         )
         for name, groups in record["methods"].items():
             row = groups.get(group)
@@ -220,7 +233,7 @@ def show(record: dict) -> None:
                 numbers = [row[key] for key in ("comprehensiveness", "sufficiency", "advantage")]
                 cells = [f"{each['mean']:.3f} ({each['low']:.3f}-{each['high']:.3f})" for each in numbers]
                 cost = [f"{row[key]:.2f}" if key in row else "" for key in ("passes_median", "cpu_seconds_median")]
-                table.add_row(name, *cells, f"{row['share_of_deviations_at_least']['2.0']:.0%}", *cost)
+                table.add_row(name, *cells, f"{row['reliable']:.0%}", *cost)
         Console().print(table)
     Console().print(record["random_attributions"])
 

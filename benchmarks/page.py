@@ -82,6 +82,9 @@ def render() -> str:
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
+        ("faithfulness", faithfulness),
+        ("completeness", completeness),
+        ("attention-memory", attention_memory),
     ):
         record = read(name)
         if record is not None:
@@ -288,6 +291,72 @@ The layouts took one step each in turn, on the same windows of SQuAD 2.0 trainin
 ({record["useful_tokens_per_window"]:.0f} tokens on average), with {record["batch_size"]} windows per step, in {record["dtype"]}.
 
 {table(("", "windows/s", "flat is faster by a factor of"), rows)}"""
+
+
+def faithfulness(record: dict[str, Any]) -> str:
+    parts = [
+        f"""## How faithful explanations are
+
+{record["questions"]["answered"]} answered and {record["questions"]["abstained"]} abstained questions of the SQuAD 2.0 development set,
+with passages of at most {record["data"]["longest_passage_words"]} words; spanqa-mini in fp32. Every method explains the same decisions.
+
+- *comprehensiveness* (high is good), *sufficiency* (low is good): see [Explain an answer](guide/explain.md#when-to-trust-it).
+- *advantage*: the first minus the second, minus the same of random orders, with its 95 % interval over the questions.
+- *reliable*: the share of questions on which the method earns this verdict. For random orders it is how often the verdict is wrong.
+- *windows*: how many the method reads for one question (median). A step of a gradient method also goes backwards, which costs twice as
+  much again.
+"""
+    ]
+    for group in ("answered", "abstained"):
+        rows = []
+        for name, groups in record["methods"].items():
+            row = groups.get(group)
+            if row is None:
+                continue
+            advantage = row["advantage"]
+            rows.append(
+                [
+                    name,
+                    str(row["questions"]),
+                    f"{row['comprehensiveness']['mean']:.2f}",
+                    f"{row['sufficiency']['mean']:.2f}",
+                    f"{advantage['mean']:+.2f} ({advantage['low']:+.2f} to {advantage['high']:+.2f})",
+                    f"{row['reliable']:.0%}",
+                    f"{row['passes_median']:.0f}" if "passes_median" in row else "",
+                ]
+            )
+        heads = (group, "questions", "comprehensiveness", "sufficiency", "advantage", "reliable", "windows")
+        parts.append(table(heads, rows))
+    return "\n".join(parts)
+
+
+def completeness(record: dict[str, Any]) -> str:
+    found = record["summary"]
+    steps = ", ".join(f"{count} after {steps} steps" for steps, count in found["answers_by_steps"].items())
+    return f"""## Whether integrated gradients add up
+
+The scores of {found["answers"]} answered development questions: the gap to what they should add up to is below {record["largest_gap"]:.0%} on
+{found["gap_below_limit"]} of them ({steps}); median {found["median_relative_gap"]:.1%}, largest {found["largest_relative_gap"]:.1%}. Where it is
+not, the explanation says so.
+"""
+
+
+def attention_memory(record: dict[str, Any]) -> str:
+    kinds = [kind for kind in next(iter(record["backends"].values())) if kind != "forward"] + ["eager"]
+    rows = [
+        [name, *(f"{rows[kind]['above_forward_mib']:.1f}" if kind in rows else "" for kind in kinds)]
+        for name, rows in record["backends"].items()
+    ]
+    heads = (
+        "MiB above the forward pass",
+        *(kind.replace("eager", "all, by transformers' eager attention") for kind in kinds),
+    )
+    return f"""## What capturing attention costs
+
+Peak memory of a process that captures the attention of an answer's tokens in all layers, beyond one that only answers;
+{record["shape"]}, {record["tokens"]} tokens.
+
+{table(heads, rows)}"""
 
 
 def origin(record: dict[str, Any], name: str) -> str:

@@ -20,7 +20,7 @@ from spanqa.explain.decision import Decision, decide
 from spanqa.explain.explanation import Explanation, Trust
 from spanqa.explain.occlusion import Occluder, hierarchical_occlusion
 from spanqa.explain.sentences import what_changes
-from spanqa.explain.trust import answer_from, differs, faithfulness, find_flip, probability, sizes_of
+from spanqa.explain.trust import answer_from, differs, faithfulness, find_flip, probability, sizes_of, verdict_of
 from spanqa.explain.words import Word, hidden, mask_of, touches, words_of
 from spanqa.reader import Reader
 from spanqa.windows import WindowSettings
@@ -472,3 +472,23 @@ def test_hierarchical_occlusion_without_a_passage_word_to_refine(mini: Reader) -
     question = words_of("question", "Who?", decision.question_tokens)
     scores, refined = hierarchical_occlusion(occluder, question)
     assert len(scores) == 2 and all(refined)
+
+
+# --- the verdict
+
+
+def test_the_verdict_needs_deviations_and_an_advantage() -> None:
+    found = [
+        verdict_of(*each) for each in ((2.0, 0.05), (1.9, 0.5), (1.0, 0.05), (0.9, 0.5), (9.0, 0.04), (-3.0, -0.4))
+    ]
+    chance = "no better than chance"
+    assert found == ["reliable", "weak", "weak", chance, chance, chance]
+
+
+def test_the_thresholds_call_at_most_a_twentieth_of_random_orders_reliable() -> None:
+    record = Path(__file__).parents[1] / "benchmarks" / "results" / "faithfulness.json"
+    if not record.exists():
+        pytest.skip("the benchmark records are not here (an installed wheel is tested)")
+    found = json.loads(record.read_text())["random_attributions"]
+    assert found["number"] >= 1000
+    assert found["share_of_verdicts"]["reliable"] <= 0.05

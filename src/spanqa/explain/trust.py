@@ -38,6 +38,9 @@ FLIP_PASSES = 200
 RELIABLE, WEAK = 2.0, 1.0
 """Standard deviations of random orders by which an explanation must beat them to be called reliable, or weak."""
 
+LEAST_ADVANTAGE = 0.05
+"""It must also beat them by this much: where hiding words changes next to nothing, ten orders can be close together by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Faithfulness:
@@ -87,8 +90,10 @@ def faithfulness(
     return [Faithfulness(tuple(each[::2]), tuple(each[1::2])) for each in whole]
 
 
-def verdict_of(deviations: float) -> Verdict:
-    """Return what an explanation is called that beats random orders by so many of their standard deviations."""
+def verdict_of(deviations: float, advantage: float) -> Verdict:
+    """Return what an explanation is called that beats random orders by so many of their standard deviations, and by so much."""
+    if advantage < LEAST_ADVANTAGE:
+        return "no better than chance"
     return "reliable" if deviations >= RELIABLE else "weak" if deviations >= WEAK else "no better than chance"
 
 
@@ -125,7 +130,7 @@ def measure_trust(
         advantage=advantage,
         deviations=deviations,
         random_orders=len(chance),
-        verdict=verdict_of(deviations),
+        verdict=verdict_of(deviations, advantage),
         flip=flip,
         flip_note=note,
     )
