@@ -29,11 +29,11 @@ from rich.table import Table
 from side_by_side import processor
 
 from spanqa import Reader, __version__, read_squad
-from spanqa.explain.attribute import METHODS, _words, _Work
-from spanqa.explain.decision import Decision, decide
+from spanqa.explain.attribute import METHODS
+from spanqa.explain.decision import Decision, decide, words_in_play
 from spanqa.explain.occlusion import Occluder
 from spanqa.explain.trust import Faithfulness, faithfulness, verdict_of
-from spanqa.explain.words import Word, mask_of
+from spanqa.explain.words import Word, lies_in, mask_of
 from spanqa.files import describe
 from spanqa.progress import silent
 from spanqa.squad import Example
@@ -110,20 +110,16 @@ def chosen(reader: Reader, examples: list[Example], left: dict[bool, int]) -> It
 
 def measure(reader: Reader, decision: Decision, name: str) -> dict:
     """Return the faithfulness of a method, or of random orders, with the windows and the seconds that its scores took."""
-    words = _words(decision)
+    words = words_in_play(decision)
     occluder = Occluder(reader, decision, mask_of(reader.checkpoint.tokenizer))
     spans = [decision.characters(span) for span in decision.spans]
-    free = [
-        i
-        for i, word in enumerate(words)
-        if word.part == "question" or not any(word.start < end and start < word.end for start, end in spans)
-    ]
+    free = [i for i, word in enumerate(words) if not lies_in(word, spans)]
     if name == "random":
         draw = random.Random(1)
         orders = [draw.sample(free, len(free)) for _ in range(ORDERS)]
         return {"words": len(words), "orders": [asdict(each) for each in measured(occluder, words, orders)]}
     started = time.process_time()
-    found = METHODS[name].run(_Work(reader, decision, words, occluder, silent))
+    found = METHODS[name].run(occluder, words, silent)
     row = {"passes": occluder.passes + found.passes, "cpu_seconds": round(time.process_time() - started, 3)}
     if found.convergence is not None:
         row["convergence"] = asdict(found.convergence)

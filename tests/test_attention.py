@@ -21,6 +21,7 @@ from spanqa.explain import rollout, storage
 from spanqa.explain.attention import (
     Attention,
     attention_bytes,
+    attention_of,
     attention_shape,
     attentions,
     layers_at_once,
@@ -249,6 +250,20 @@ def test_layers_come_in_their_order_a_few_at_a_time(reader: Reader, monkeypatch:
     for layer, array in found:
         np.testing.assert_allclose(array, whole.layer(layer), rtol=0, atol=1e-6)
     assert steps == [(done, 2, "attention: 0.1 MiB") for done in (0, 1, 2)]
+
+
+def test_a_decision_that_was_made_is_not_made_again(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = attentions(reader, QUESTION, LONG, queries=[0, 2])
+    decision = decide(reader, QUESTION, LONG)
+    read: list[int] = []
+    submit = reader.engine.submit
+    monkeypatch.setattr(
+        reader.engine, "submit", lambda windows, **more: read.append(len(windows)) or submit(windows, **more)
+    )
+    found = attention_of(reader, decision, queries=np.array([0, 2]))  # type: ignore[arg-type]
+    assert read == [1] and found.queries == asked.queries and found.span == asked.span
+    for layer in asked.layers:
+        np.testing.assert_array_equal(found.layer(layer), asked.layer(layer))
 
 
 # --- what cannot be

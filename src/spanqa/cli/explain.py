@@ -3,7 +3,7 @@
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,14 +11,13 @@ from spanqa.cli import options
 
 if TYPE_CHECKING:
     from spanqa.documents import Document
+    from spanqa.explain.decision import Against, Decision
     from spanqa.explain.explanation import Explanation
     from spanqa.reader import Reader
     from spanqa.tokens import Passage
 
 CPU_SECONDS = 120.0
 """The time budget on a CPU, where none is given."""
-
-KINDS = (".html", ".json", ".safetensors", ".png", ".svg", ".pdf")
 
 
 def explain(
@@ -64,7 +63,7 @@ def explain(
         typer.Option("--all-heads", help="Put every head of every layer in full into the page or the .safetensors."),
     ] = False,
     text: Annotated[
-        bool, typer.Option("--text/--no-text", help="Keep question and text in .json and .safetensors.")
+        bool, typer.Option("--text/--no-text", help="Keep question and text in .json, .safetensors and --json.")
     ] = True,
     threshold: Annotated[
         float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
@@ -93,7 +92,8 @@ def explain(
 
     Prints the sentence with its important words, what changes the answer, and a verdict.
     """
-    from spanqa.explain.attribute import METHODS, attribute
+    from spanqa.explain.attribute import METHODS, explain_decision
+    from spanqa.explain.decision import decide
 
     targets = _targets(out or [])
     span = _against(against)
@@ -119,18 +119,10 @@ def explain(
     if budget is None and reader.backend.device.lower().startswith("cpu"):
         budget = CPU_SECONDS
     with options.progress_bar("steps") as progress:
-        found = attribute(
-            reader,
-            question,
-            passage,
-            method=method,
-            against=span,  # type: ignore[arg-type]
-            threshold=threshold,
-            budget_s=budget,
-            progress=progress,
-        )
+        decision = decide(reader, question, passage, against=span, threshold=threshold, progress=progress)
+        found = explain_decision(reader, decision, method=method, budget_s=budget, progress=progress)
     for path in targets:
-        _write(path, reader, passage, found, {"against": span, "threshold": threshold}, all_heads, text)
+        _write(path, reader, decision, found, all_heads, text)
     if as_json:
         typer.echo(options.json_line(found.as_json(text=text)))
     else:
@@ -142,24 +134,32 @@ def explain(
 
 
 def _targets(paths: list[Path]) -> list[Path]:
-    for path in paths:
-        if path.suffix.lower() not in KINDS:
-            raise typer.BadParameter(f"{str(path)!r}: expected an ending of {', '.join(KINDS)}", param_hint="--out")
-        if path.suffix.lower() in (".png", ".svg", ".pdf"):
-            from spanqa.extras import require
+    """Return the files to write, after checking what can be known before the work is done."""
+    from spanqa.explain import figures
+    from spanqa.extras import require
 
+    endings = (".html", ".json", ".safetensors", *figures.KINDS)
+    for path in paths:
+        if path.suffix.lower() not in endings:
+            raise typer.BadParameter(f"{str(path)!r}: expected an ending of {', '.join(endings)}", param_hint="--out")
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"{str(path)!r}: its folder does not exist", param_hint="--out")
+        if path.suffix.lower() in figures.KINDS:
             require("figures")
     return paths
 
 
-def _against(given: str) -> object:
-    named = {"no-answer": "no answer", "runner-up": "runner-up"}.get(given)
+def _against(given: str) -> "Against":
+    if given == "no-answer":
+        return "no answer"
+    if given == "runner-up":
+        return "runner-up"
     span = re.fullmatch(r"(\d+)-(\d+)", given)
-    if named is None and span is None:
+    if span is None:
         raise typer.BadParameter(
             f"{given!r}: choose no-answer, runner-up, or two positions such as 141-153", param_hint="--against"
         )
-    return named or (int(span[1]), int(span[2]))  # type: ignore[index]
+    return int(span[1]), int(span[2])
 
 
 def _read(name: str, encoding: str | None) -> "Document":
@@ -191,9 +191,8 @@ def _passage(reader: "Reader", question: str, document: "Document") -> "Passage"
 def _write(
     path: Path,
     reader: "Reader",
-    passage: "Passage",
+    decision: "Decision",
     found: "Explanation",
-    settings: dict[str, Any],
     all_heads: bool,
     text: bool,
 ) -> None:
@@ -203,40 +202,32 @@ def _write(
 
         write_json(path, found.as_json(text=text))
     elif kind == ".safetensors":
-        from spanqa.explain.attention import attentions
+        from spanqa.explain.attention import attention_of
         from spanqa.explain.storage import save
 
         with options.progress_bar("passes") as progress:
-            weights = attentions(
-                reader, found.question, passage, queries="all" if all_heads else "answer", progress=progress, **settings
-            )
+            weights = attention_of(reader, decision, queries="all" if all_heads else "answer", progress=progress)
         save(weights, path, text=text)
     elif kind == ".html":
-        _write_page(path, reader, passage, found, settings, all_heads)
+        _write_page(path, reader, decision, found, all_heads)
     else:
         from spanqa.explain.figures import draw
 
         draw(found, path)
 
 
-def _write_page(
-    path: Path,
-    reader: "Reader",
-    passage: "Passage",
-    found: "Explanation",
-    settings: dict[str, Any],
-    all_heads: bool,
-) -> None:
+def _write_page(path: Path, reader: "Reader", decision: "Decision", found: "Explanation", all_heads: bool) -> None:
     """Write the page; that of a model which hides its attention has none, and the reason is said."""
     from spanqa.errors import UnsupportedModelError
-    from spanqa.explain.attention import attentions, stream_layers
+    from spanqa.explain.attention import attention_of, read_layers
     from spanqa.explain.maps import window_maps
     from spanqa.explain.page import write_page
 
     window = None
     try:
-        weights = attentions(reader, found.question, passage, **settings)
-        window = window_maps(weights, stream_layers(reader, found.question, passage, queries="all", **settings))
+        weights = attention_of(reader, decision)
+        shown = decision.windows[weights.window]
+        window = window_maps(weights, read_layers(reader, shown, weights.layers, range(len(shown))))
     except UnsupportedModelError as error:
         typer.echo(f"spanqa: the page shows no heads: {error}", err=True)
     with options.progress_bar("layers") as progress:

@@ -5,25 +5,24 @@
 
 words.py         question and passage -> words; windows with some of them hidden
 decision.py      question and passage -> what was decided, and the number to take apart
-attention.py     layers, heads and queries -> attention weights, kept with their tokens
+attention.py     layers, heads and queries of a window -> attention weights, kept with their tokens
 storage.py       attention weights -> a file, and back
 occlusion.py     hide words, read again
 gradients.py     gradients, integrated gradients, gradient-weighted attention (needs torch)
 rollout.py       attention of all layers -> one weight for each token
 trust.py         scores -> how faithful they are, and the words that change the answer
 explanation.py   what comes out
-diagnosis.py     wrong answers -> what misled the reader
 attribute.py     all of these, in one call
 sentences.py     an explanation in words
 maps.py          attention maps as the page needs them
 page.py          one HTML file, with page.html, page.css and page.js
 notebook.py      a small one for notebooks
 figures.py       pictures for papers (needs matplotlib)
-diagnosis.py     why answers are wrong: what the model says with words hidden
+diagnosis.py     wrong answers -> what misled the reader
 """
 
-from spanqa.explain.attention import Attention, attention_bytes, attentions, stream_layers
-from spanqa.explain.attribute import METHODS, attribute
+from spanqa.explain.attention import Attention, attention_bytes, attention_of, attentions, stream_layers
+from spanqa.explain.attribute import METHODS, attribute, explain_decision
 from spanqa.explain.decision import Decision, decide
 from spanqa.explain.explanation import Explanation
 
@@ -33,8 +32,10 @@ __all__ = [
     "Decision",
     "Explanation",
     "attention_bytes",
+    "attention_of",
     "attentions",
     "attribute",
     "decide",
+    "explain_decision",
     "stream_layers",
 ]

@@ -1,6 +1,7 @@
 """Where the heads of a model look: attention weights of one window, kept with the tokens they belong to.
 
     attentions         question and passage -> Attention: the wanted layers, heads and queries of one window
+    attention_of       Decision -> the same, without asking again
     stream_layers      the same, one layer at a time, for what is too large to hold
     attention_bytes    how large it is
     read_layers        window -> layers of its attention, in bounded memory
@@ -19,8 +20,7 @@ from numpy.typing import NDArray
 
 from spanqa.batches import Capture, WindowLogits, pack
 from spanqa.errors import InputError
-from spanqa.evaluate.record import describe_reader, describe_run, reader_packages
-from spanqa.explain.decision import Against, Decision, decide
+from spanqa.explain.decision import Against, Decision, decide, made_with
 from spanqa.explain.words import words_of
 from spanqa.families import FAMILIES
 from spanqa.progress import Progress, silent
@@ -32,7 +32,7 @@ Weights = NDArray[np.float32]
 Queries = Literal["answer", "all"] | Sequence[int]
 """Tokens that look: those of the answer, all of the window, or positions in the window.
 
-Those of an abstention are [CLS] and the tokens of the best span.
+Those of an abstention are [CLS] and the tokens of the span it is set against.
 """
 
 BYTES_AT_ONCE = 64 * 2**20
@@ -52,7 +52,7 @@ class Attention:
     float32 `[token]`, NaN where no answer can start or end.
 
     `window` is the number of the window, of `windows` in all. `span` are the positions of the first and last token of the answer,
-    or of the best span where the reader did not answer (`answered`); None where the window does not hold it.
+    or where the reader did not answer (`answered`) of the span that this is set against; None where the window does not hold it.
     """
 
     question: str
@@ -143,8 +143,8 @@ def attentions(
     """Ask the question, and return the attention of the window that decided the answer.
 
     `layers` and `heads` are all when None. `reduce="mean"` gives the mean of the heads. `window` is that of the answer when None
-    (that of the best span for an abstention). `against` and `threshold` are those of `decide`. Asking costs one reading of the
-    passage, the attention one of the window for each `BYTES_AT_ONCE`.
+    (for an abstention, that of the span it is set against). `against` and `threshold` are those of `decide`. Asking costs one
+    reading of the passage, the attention one of the window for each `BYTES_AT_ONCE`.
 
     Raises:
         InputError: there is no such layer, head, token or window, the window does not hold the answer whose tokens are wanted, or
@@ -152,6 +152,34 @@ def attentions(
         UnsupportedModelError: the model is one that does not show its attention.
     """
     decision = decide(reader, question, passage, against=against, threshold=threshold)
+    return attention_of(
+        reader,
+        decision,
+        layers=layers,
+        heads=heads,
+        queries=queries,
+        reduce=reduce,
+        window=window,
+        progress=progress,
+    )
+
+
+def attention_of(
+    reader: Reader,
+    decision: Decision,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    queries: Queries = "answer",
+    reduce: Literal["mean"] | None = None,
+    window: int | None = None,
+    progress: Progress = silent,
+) -> Attention:
+    """Return the attention of the window that decided the answer, of a decision of this reader; the rest is as in `attentions`.
+
+    Raises:
+        InputError, UnsupportedModelError: as `attentions`.
+    """
     wanted = _select(reader, decision, layers, heads, queries, reduce, window)
     arrays = dict(_stream(reader, wanted, progress))
     return _attention(reader, decision, wanted, arrays)
@@ -262,25 +290,26 @@ def _select(
     number = decision.deciding[0]
     if window is not None:
         [number] = _numbers([window], len(decision.windows), "The passage has no window {}.")
-    chosen = decision.windows[number]
-    span = _place(chosen, *decision.spans[0])
-    if isinstance(queries, str) and queries not in ("answer", "all"):
+    shown = decision.windows[number]
+    span = _place(shown, *decision.spans[0])
+    named = queries if isinstance(queries, str) else None
+    if named not in ("answer", "all", None):
         raise InputError(f"queries is {queries!r}; expected 'answer', 'all', or positions of tokens in the window.")
-    if queries == "answer" and span is None:
+    if named == "answer" and span is None:
         raise InputError(
             f"Window {number} does not hold the answer, so it has no rows of it. Window {decision.deciding[0]} does; or choose "
             "queries='all', or positions of tokens."
         )
-    if queries == "all":
-        rows = tuple(range(len(chosen)))
-    elif queries == "answer":
+    if named == "all":
+        rows = tuple(range(len(shown)))
+    elif named == "answer":
         assert span is not None
         rows = (*((0,) if decision.chosen is None else ()), *range(span[0], span[1] + 1))
     else:
-        rows = _numbers(queries, len(chosen), f"Window {number} has no token {{}}.")
+        rows = _numbers(queries, len(shown), f"Window {number} has no token {{}}.")
     return _Wanted(
         number,
-        chosen,
+        shown,
         span,
         tuple(range(all_layers)) if layers is None else _numbers(layers, all_layers, "The model has no layer {}."),
         None if heads is None else _numbers(heads, all_heads, "The model has no head {}."),
@@ -358,7 +387,7 @@ def _attention(reader: Reader, decision: Decision, wanted: _Wanted, arrays: Mapp
         word_ids=words,
         start_logits=start_logits,
         end_logits=end_logits,
-        made_with={"versions": describe_run(reader_packages(reader))["versions"], **describe_reader(reader)},
+        made_with=made_with(reader),
     )
 
 

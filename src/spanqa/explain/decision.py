@@ -11,7 +11,7 @@ log-odds of the two before calibration.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from spanqa.answers import Answer, least_score
 from spanqa.batches import WindowLogits
 from spanqa.errors import InputError
+from spanqa.evaluate.record import describe_reader, describe_run, reader_packages
+from spanqa.explain.words import Word, words_of
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.spans import span_margin
@@ -160,6 +162,26 @@ def decide(
     encoded = reader.checkpoint.tokenizer.encode(question)
     [windows] = cut(encoded, [prepared], reader.checkpoint.tokenizer, reader.windows)
     return Decision(question, encoded, prepared, tuple(windows), reading.logits[0], answer, least, chosen, other)
+
+
+def words_in_play(decision: Decision) -> list[Word]:
+    """Return the words that g depends on, in order: those of the question and of the windows in play."""
+    words = words_of("question", decision.question, decision.question_tokens)
+    ranges: list[list[int]] = []
+    for number in decision.in_play:
+        window = decision.windows[number]
+        if ranges and window.first <= ranges[-1][1]:
+            ranges[-1][1] = max(ranges[-1][1], window.stop)
+        else:
+            ranges.append([window.first, window.stop])
+    for first, stop in ranges:
+        words += words_of("passage", decision.passage.text, decision.passage.tokens, first, stop)
+    return words
+
+
+def made_with(reader: Reader) -> dict[str, Any]:
+    """Return the model and the versions that a reader decides with."""
+    return {**describe_reader(reader), "versions": describe_run(reader_packages(reader))["versions"]}
 
 
 def _read(reader: Reader, question: str, passage: Passage, progress: Progress) -> Reading:

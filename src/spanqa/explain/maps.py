@@ -46,9 +46,9 @@ class WindowMaps:
 
 
 def window_maps(attention: Attention, layers: Iterable[tuple[int, NDArray[np.float32]]]) -> WindowMaps:
-    """Return the maps of a window: `attention` says what its tokens are, `layers` are those of `stream_layers(..., queries="all")`.
+    """Return the maps of a window: `attention` says what its tokens are, `layers` gives the weights of all of them.
 
-    The rows of the decision are those that `attentions` captures by default.
+    The rows of the decision are those that `attentions` captures by default. `read_layers` reads layers.
     """
     span = () if attention.span is None else range(attention.span[0], attention.span[1] + 1)
     return WindowMaps(

@@ -106,6 +106,11 @@ def _masked(tokens: Tokens, first: int, stop: int, words: Iterator[Word], mask: 
     return Tokens(ids, tokens.offsets[first:stop])
 
 
+def lies_in(word: Word, spans: Sequence[tuple[int, int]]) -> bool:
+    """Return whether a word of the passage shares a character with one of these spans, the ends excluded."""
+    return word.part == "passage" and any(word.start < end and start < word.end for start, end in spans)
+
+
 def touches(window: Window, words: Sequence[Word]) -> bool:
     """Return whether some of these words lie in the window, as all words of the question do."""
     return any(word.part == "question" or (word.first < window.stop and word.stop > window.first) for word in words)
