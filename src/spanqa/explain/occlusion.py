@@ -19,7 +19,7 @@ from spanqa.windows import Window
 REFINED = 0.1
 """A sentence is measured word by word if hiding it moves the decision by this share of what the strongest sentence does."""
 
-_STEP = 0.5  # seconds: so long may one round take, so that the time budget is kept and the progress moves
+_STEP = 0.5  # seconds: rounds grow until they take so long; so the time budget is kept, and the progress moves
 
 
 class Occluder:
@@ -64,7 +64,7 @@ class Occluder:
                 )
             done += len(few)
             progress(done, len(sets))
-            if time.monotonic() - started < _STEP:
+            if len(few) == self._round and time.monotonic() - started < _STEP:
                 self._round *= 2
 
     def values(self, sets: Sequence[Sequence[Word]], progress: Progress = silent) -> list[float]:
