@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from spanqa.answers import Answer
 from spanqa.errors import BackendError, InputError, QuestionTooLongError
 from spanqa.explain.attribute import METHODS, attribute
-from spanqa.explain.decision import Decision, decide
+from spanqa.explain.decision import Decision, decide, words_in_play
 from spanqa.explain.explanation import Explanation, Trust
 from spanqa.explain.occlusion import Occluder, hierarchical_occlusion
 from spanqa.explain.sentences import what_changes
@@ -250,6 +250,20 @@ def test_a_long_text_is_explained_by_sentences_unless_asked_otherwise(mini: Read
     assert attribute(reader, BUILT, text, budget_s=1e-9).method == "hierarchical_occlusion"
 
 
+def test_short_rounds_do_not_make_later_ones_longer(mini: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    decision = decide(mini, BUILT, PIER)
+    occluder = Occluder(mini, decision, mask_of(mini.checkpoint.tokenizer))
+    at_once = mini.backend.batch_tokens // len(decision.windows[0])
+    word = words_in_play(decision)[0]
+    for _ in range(3):
+        occluder.values([[word]])
+    read: list[int] = []
+    submit = mini.engine.submit
+    monkeypatch.setattr(mini.engine, "submit", lambda windows: read.append(len(windows)) or submit(windows))
+    occluder.values([[word]] * (at_once + 1))
+    assert read == [at_once, 1]
+
+
 def test_words_outside_the_windows_that_decide_have_no_part(mini: Reader) -> None:
     reader = mini.with_settings(windows=WindowSettings(48, 8))
     text = f"{LONG} {PIER} {LONG}"
@@ -442,6 +456,7 @@ def test_explain_writes_json_and_prints_it(command: Callable[..., Any], tmp_path
     "arguments, message, code",
     [
         (("--out", "x.docx"), "expected an ending of .html, .json, .safetensors", 2),
+        (("--out", "no-such-folder/x.json"), "its folder does not exist", 2),
         (("--method", "lime"), "choose one of occlusion", 2),
         (("--against", "him"), "choose no-answer, runner-up, or two positions", 2),
         (("--budget", "-1"), "-1 is not a number of seconds above 0", 2),

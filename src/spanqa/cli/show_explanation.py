@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from spanqa.cli import options
 from spanqa.cli.show import percent, plain
-from spanqa.explain.sentences import what_changes, what_is_weighed, why_this_verdict
+from spanqa.explain.sentences import what_changes, what_is_weighed, whether_it_adds_up, why_this_verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,14 +46,13 @@ def show_explanation(found: "Explanation", document: "Document", calibrated: boo
     trust = found.trust
     if trust is not None:
         console.print(f"[{_VERDICTS[trust.verdict]}]{trust.verdict.capitalize()}[/]: {why_this_verdict(found)}")
-    for note in (found.note, _gap(found)):
+    for note in (found.note, whether_it_adds_up(found)):
         if note:
             console.print(f"[dim]{note}[/]")
 
 
 def _show_words(console: "Console", found: "Explanation") -> None:
-    order = sorted(range(len(found.words)), key=lambda i: -abs(found.scores[i]))
-    rows = [i for i in order if not found.is_protected(found.words[i]) and found.scores[i]][:WORDS]
+    rows = [i for i in found.strongest() if not found.is_protected(found.words[i]) and found.scores[i]][:WORDS]
     most = max((abs(found.scores[i]) for i in rows), default=1.0)
     width = min(24, max((len(found.words[i].text) for i in rows), default=0))
     console.print(f"[dim]{what_is_weighed(found)}[/]")
@@ -90,12 +89,3 @@ def _spans(found: "Explanation", part: str, start: int, end: int) -> list[tuple[
     spans = sorted((left, right) for left, right in sides if left is not None and right is not None)
     inside = [(left, right) for left, right in spans if part == "passage" and start <= left and right <= end]
     return inside if len(inside) < 2 or inside[0][1] <= inside[1][0] else inside[:1]
-
-
-def _gap(found: "Explanation") -> str:
-    if found.convergence is None or found.convergence.converged:
-        return ""
-    return (
-        f"The integrated gradients do not add up: after {found.convergence.steps} steps {found.convergence.relative_gap:.0%} are "
-        "missing. Do not trust single scores."
-    )

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from spanqa.answers import Answer
-from spanqa.explain.words import Word
+from spanqa.explain.words import Word, lies_in
 
 FORMAT = "spanqa.explanation/1"
 
@@ -55,10 +55,10 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A smallest set of words whose hiding changes the answer. `words` are positions in the explanation's words.
+    """A set of words whose hiding changes the answer. `words` are positions in the explanation's words.
 
-    `answer` is what the reader answers instead (`start` None: no answer). `minimal`: every word was tried, and none can be spared;
-    otherwise the passes or the time ran out first.
+    `answer` is what the reader answers instead (`start` None: no answer). `minimal`: leaving out each of them was tried, and none
+    can be spared; otherwise the passes or the time ran out first.
     """
 
     words: tuple[int, ...]
@@ -90,11 +90,11 @@ class Trust:
 class Explanation:
     """Which words carried a decision.
 
-    `words` are all words of the question and of the windows that decided, in order; `scores` one number for each: by how much it
-    speaks for `chosen` and against `other`, in logits where the method has them. Where `signed` is false, scores are at least 0 and
-    have no direction. `refined` says of each word whether it was measured by itself; otherwise it has its share of its sentence.
-    `value` is g, the margin of `chosen` minus that of `other`. `passes` counts windows read; `note` says what the time budget left
-    out, "" for nothing.
+    `words` are all words of the question and of the windows in play (`Decision.in_play`), in order; `scores` one number for each: by
+    how much it speaks for `chosen` and against `other`, in logits. Where `signed` is false, scores are at least 0, in a unit of the
+    method's own, and have no direction. `refined` says of each word whether it was measured by itself; otherwise its score is a
+    share of that of its sentence, or 0 where time was short. `value` is g, the margin of `chosen` minus that of `other`. `passes`
+    counts the windows read after the decision; `note` says what was left out, "" for nothing.
     """
 
     question: str
@@ -119,10 +119,8 @@ class Explanation:
 
     def is_protected(self, word: Word) -> bool:
         """Return whether a word lies in one of the two spans, which are never hidden when faithfulness is measured."""
-        return word.part == "passage" and any(
-            side.start is not None and side.end is not None and word.start < side.end and side.start < word.end
-            for side in (self.chosen, self.other)
-        )
+        sides = ((side.start, side.end) for side in (self.chosen, self.other))
+        return lies_in(word, [(start, end) for start, end in sides if start is not None and end is not None])
 
     def _repr_html_(self) -> str:
         from spanqa.explain.notebook import repr_html
@@ -132,6 +130,10 @@ class Explanation:
     def order(self) -> list[int]:
         """Return the positions of the words, highest score first; equal scores by place."""
         return sorted(range(len(self.words)), key=lambda i: (-self.scores[i], i))
+
+    def strongest(self) -> list[int]:
+        """Return the positions of the words, largest score first whatever its sign; equal scores by place."""
+        return sorted(range(len(self.words)), key=lambda i: (-abs(self.scores[i]), i))
 
     def as_json(self, *, text: bool = True) -> dict[str, Any]:
         """Return the fields in a form that JSON can write; without `text`, no word of question or passage is in it."""

@@ -222,7 +222,7 @@ def _rule(figure: Any, x0: float, x1: float, y0: float, y1: float | None = None,
 
 
 def _draw_bars(axes: Any, explanation: Explanation, count: int) -> None:
-    order = sorted(range(len(explanation.words)), key=lambda i: (-abs(explanation.scores[i]), i))[:count]
+    order = explanation.strongest()[:count]
     places = range(count, 0, -1)
     values = [explanation.scores[i] for i in order]
     bars = axes.barh(places, values, height=0.68, color=[_FOR if value > 0 else _AGAINST for value in values])

@@ -119,7 +119,7 @@ def _text(explanation: Explanation, part: str, start: int, end: int, spans: dict
 
 
 def _top_words(explanation: Explanation) -> str:
-    order = sorted(range(len(explanation.words)), key=lambda i: -abs(explanation.scores[i]))[:_TOP_WORDS]
+    order = explanation.strongest()[:_TOP_WORDS]
     number = "+.2f" if explanation.signed else ".3g"
     rows = [
         (

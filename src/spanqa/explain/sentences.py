@@ -6,8 +6,8 @@ from spanqa.explain.explanation import Explanation, Flip, Side
 def what_is_weighed(found: Explanation) -> str:
     """Say what the scores of the words mean."""
     if not found.signed:
-        return f"How much each word has to do with {_name(found.chosen)} (no direction)"
-    return f"What each word adds for {_name(found.chosen)} against {_name(found.other)}, in logits ({found.value:+.1f} in all)"
+        return "How much each word has to do with the decision (no direction)"
+    return f"What each word adds for {name_of(found.chosen)} against {name_of(found.other)}, in logits ({found.value:+.1f} in all)"
 
 
 def what_changes(found: Explanation) -> str:
@@ -39,12 +39,13 @@ def why_this_verdict(found: Explanation) -> str:
     )
 
 
-def _name(side: Side) -> str:
+def name_of(side: Side) -> str:
+    """Name one side of a decision: its text in quotation marks, or "no answer"."""
     return "no answer" if side.start is None else f'"{_short(side.text)}"'
 
 
 def _words(found: Explanation, flip: Flip) -> str:
-    """Name words, in the order of the text: "pier" and "first" (question)."""
+    """Name words, those of the question first, in the order of the text: "first" in the question and "pier"."""
     named = []
     for i in sorted(flip.words):
         word = found.words[i]
@@ -63,11 +64,6 @@ def _short(text: str) -> str:
 def headline(found: Explanation) -> str:
     """Say what was answered."""
     return found.answer.text if found.answer else "Not in this text"
-
-
-def side(of: Side) -> str:
-    """Name one side of a decision: its text in quotation marks, or "no answer"."""
-    return _name(of)
 
 
 def how_probable(found: Explanation) -> str:
