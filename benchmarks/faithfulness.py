@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace, path: Path) -> list[dict]:
 
 
 def chosen(reader: Reader, examples: list[Example], left: dict[bool, int]) -> Iterator[Example]:
-    """Yield examples until so many were answered and so many abstained on."""
+    """Yield examples until `left` of them were answered (True) and abstained on (False)."""
     left = dict(left)
     pairs = ((example.question, example.passage) for example in examples)
     for example, answer in zip(examples, reader.ask_many(pairs), strict=True):

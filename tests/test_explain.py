@@ -247,7 +247,9 @@ def test_a_long_text_is_explained_by_sentences_unless_asked_otherwise(mini: Read
     assert attribute(mini, BUILT, PIER, trust=False).method == "occlusion"
     text = f"{LONG} {LONG} {LONG[:500]} {PIER}"
     reader = mini.with_settings(windows=WindowSettings(512))
-    assert attribute(reader, BUILT, text, budget_s=1e-9).method == "hierarchical_occlusion"
+    found = attribute(reader, BUILT, text, budget_s=1e-9)
+    assert found.method == "hierarchical_occlusion" and set(found.scores) == {0.0}
+    assert "words have a share of the score of their sentence, or 0 where 1e-09 seconds were too short." in found.note
 
 
 def test_short_rounds_do_not_make_later_ones_longer(mini: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

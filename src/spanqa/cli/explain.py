@@ -54,7 +54,7 @@ def explain(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help=f"Begin no new round of work after so many seconds. Default: {CPU_SECONDS:.0f} on a CPU, none elsewhere.",
+            help=f"Begin no new round of work after this many seconds. Default: {CPU_SECONDS:.0f} on a CPU, none elsewhere.",
             show_default=False,
         ),
     ] = None,

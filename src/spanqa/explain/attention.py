@@ -323,12 +323,14 @@ def _numbers(given: Any, count: int, problem: str) -> tuple[int, ...]:
     try:
         numbers = [each if isinstance(each, bool) else operator.index(each) for each in given]
     except TypeError:
-        raise InputError(f"{given!r:.60} are no numbers. Expected a list of numbers from 0 to {count - 1}.") from None
+        raise InputError(f"Expected a list of numbers from 0 to {count - 1}, got {given!r:.60}.") from None
     for number in numbers:
         if isinstance(number, bool) or number not in range(count):
             raise InputError(f"{problem.format(repr(number))} Expected a number from 0 to {count - 1}.")
     if not numbers or len(set(numbers)) != len(numbers):
-        raise InputError(f"{given!r:.60}: expected a list of different numbers from 0 to {count - 1}, at least one.")
+        raise InputError(
+            f"Expected a list of different numbers from 0 to {count - 1}, at least one; got {given!r:.60}."
+        )
     return tuple(numbers)
 
 

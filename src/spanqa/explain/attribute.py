@@ -153,6 +153,7 @@ def explain_decision(
     if budget_s is not None:
         occluder.deadline = started + budget_s * 2 / 3  # the rest is for measuring how faithful the scores are
     found = METHODS[name].run(occluder, words, progress)
+    late = occluder.late
     if budget_s is not None:
         occluder.deadline = started + budget_s
     sides = [_side(decision, span) for span in (decision.chosen, decision.other)]
@@ -175,7 +176,7 @@ def explain_decision(
         mask=occluder.mask.token,
         passes=occluder.passes + found.passes,
         seconds=time.monotonic() - started,
-        note=_note(name, found, trust and measured is None, budget_s),
+        note=_note(name, found, late, trust and measured is None, budget_s),
         convergence=found.convergence,
         trust=measured,
         made_with=made_with(reader),
@@ -196,11 +197,12 @@ def _side(decision: Decision, span: tuple[int, int] | None) -> Side:
     return Side(decision.passage.text[start:end], start, end, decision.margin(span, decision.logits))
 
 
-def _note(name: str, found: Scores, untrusted: bool, budget_s: float | None) -> str:
+def _note(name: str, found: Scores, late: bool, untrusted: bool, budget_s: float | None) -> str:
     notes = []
     left = found.refined.count(False) if isinstance(found.refined, list) else 0
     if left and name == "hierarchical_occlusion":
-        notes.append(f"{left:,} of {len(found.refined):,} words have a share of the score of their sentence.")
+        none = f", or 0 where {budget_s:g} seconds were too short" if late else ""
+        notes.append(f"{left:,} of {len(found.refined):,} words have a share of the score of their sentence{none}.")
     elif left:
         notes.append(f"{left:,} of {len(found.refined):,} words were not measured in {budget_s:g} seconds.")
     if untrusted:  # the question always has words to hide, so only time can have been short

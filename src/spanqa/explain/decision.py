@@ -5,8 +5,8 @@
 
 Both are fixed when the decision is made: the explanation follows these two, not whichever span is best at the moment. For an answer
 `other` is "no answer" unless another span is asked for; for an abstention `chosen` is "no answer" and `other` the best span.
-Because the null score of a window drops out of a difference of spans, and the normalizers of the softmax drop out always, g is the
-log-odds of the two before calibration.
+g is the log-odds of the two before calibration: the normalizers of the softmax drop out of the difference, and between two spans of
+one window its null score does, too.
 """
 
 from collections.abc import Sequence

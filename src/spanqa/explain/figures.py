@@ -24,9 +24,9 @@ from spanqa.files import write_bytes
 KINDS = (".png", ".svg", ".pdf")
 
 MOST_WORDS = 64
-"""A passage of more words is cropped to the answer and so many words around it."""
+"""A passage of more words is cropped to the answer and half as many words on each side of it."""
 
-_AROUND = 32
+_AROUND = MOST_WORDS // 2
 _TOP_WORDS = 10
 _WIDTH = 7.0  # inches: the text width of a page with two columns
 _SIZE = 9.0  # points

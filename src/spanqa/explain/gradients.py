@@ -34,7 +34,7 @@ from spanqa.progress import Progress, silent
 from spanqa.windows import Window
 
 FIRST_STEPS, MOST_STEPS = 32, 256
-"""Integrated gradients begin with so many steps, and double them up to so many."""
+"""Numbers of steps of integrated gradients: doubled from the first until they converge, up to the most."""
 
 LARGEST_GAP, LEAST_CHANGE = 0.05, 0.1
 """They have converged when the gap is below this share of g(x) - g(x'), taken as at least 0.1."""
@@ -60,7 +60,8 @@ def token_scores(
 ) -> tuple[list[NDArray[np.float64]], Convergence | None, int]:
     """Return the scores of all tokens, float64 `[window_length]` for each window; convergence where it applies; windows read.
 
-    "gae" and "gae_abs" know no direction: they score what led to the chosen span alone, or to "no answer" where that was chosen.
+    "gae" and "gae_abs" know no direction: they score what led to the chosen span alone, or to "no answer" where that was chosen; a
+    start or an end that it shares with the other span does not count.
     `deadline`, a time of `time.monotonic()`, keeps integrated gradients from doubling their steps; the first 32 are always done.
 
     Raises:
@@ -131,7 +132,7 @@ def _integrated(
 def _integral(
     backend: TorchBackend, objective: Objective, mask: Mask, steps: int, progress: Progress
 ) -> list[NDArray[np.float64]]:
-    """Return integrated gradients by Gauss-Legendre quadrature with so many nodes."""
+    """Return integrated gradients by Gauss-Legendre quadrature with `steps` nodes."""
     nodes, lengths = np.polynomial.legendre.leggauss(steps)
     shares, parts = (1 + nodes) / 2, lengths / 2  # from [-1, 1] to [0, 1]
     total, done = steps * len(objective.windows), 0

@@ -58,9 +58,6 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-# --- of the page, the notebook and the figures
-
-
 def headline(found: Explanation) -> str:
     """Say what was answered."""
     return found.answer.text if found.answer else "Not in this text"

@@ -97,7 +97,7 @@ def load(path: str | os.PathLike[str]) -> Attention:
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
         raise DatasetError(
-            f"{os.fspath(path)!r} is no whole file of attention ({FORMAT}): {wrong:.200}. Write it again with spanqa."
+            f"{os.fspath(path)!r} is not a whole file of attention ({FORMAT}): {wrong:.200}. Write it again with spanqa."
         )
     return attention
 

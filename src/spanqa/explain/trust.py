@@ -33,7 +33,7 @@ from spanqa.stream import Reading
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
 RANDOM_ORDERS = 10
 FLIP_PASSES = 200
-"""The search for words that change the answer ends after so many windows."""
+"""The search for words that change the answer ends after this many windows."""
 
 RELIABLE, WEAK = 2.0, 1.0
 """Standard deviations of random orders by which an explanation must beat them to be called reliable, or weak."""
@@ -91,7 +91,7 @@ def faithfulness(
 
 
 def verdict_of(deviations: float, advantage: float) -> Verdict:
-    """Return what an explanation is called that beats random orders by so many of their standard deviations, and by so much."""
+    """Return what an explanation is called whose advantage over random orders is `advantage`, or `deviations` of theirs."""
     if advantage < LEAST_ADVANTAGE:
         return "no better than chance"
     return "reliable" if deviations >= RELIABLE else "weak" if deviations >= WEAK else "no better than chance"
@@ -106,7 +106,10 @@ def measure_trust(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Trust | None:
-    """Return how far the scores can be trusted; None if there are no words to hide, or the deadline left less than three random orders."""
+    """Return how far the scores can be trusted.
+
+    None if there are no words to hide, or if the deadline left time for fewer than three random orders.
+    """
     free = [i for i, kept in enumerate(protected) if not kept]
     if not free:
         return None
@@ -146,8 +149,8 @@ def find_flip(occluder: Occluder, words: Sequence[Word], order: Sequence[int]) -
     """Return a set of words whose hiding changes the answer and of which no word can be spared, or None and why there is none.
 
     `order` gives the positions of words that may be hidden, most important first. Words of the passage are tried first; those of
-    the question, without which there is not much to answer, only where it takes more than two words of the passage. The answer has changed when there is
-    none any more, when there is one where there was none, or when it shares no character with what it was.
+    the question, without which there is not much to answer, only where it takes more than two words of the passage. The answer has
+    changed when there is none any more, when there is one where there was none, or when it shares no character with what it was.
     """
     search = _Search(occluder, words)
     best: Flip | None = None
