@@ -7,7 +7,7 @@ transformers has a question-answering head (DeBERTa, ModernBERT, ...), one windo
 import copy
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any
@@ -34,9 +34,8 @@ They get windows of one length at a time, without padding. Found by `test_no_arc
 which runs all that transformers has.
 """
 
-_OTHER = 0.03
-"""Rows whose sum is this far from one are no attention weights (in bf16 sums are off by 0.01); logits that differ by this share of the
-largest are those of another computation."""
+_MOVED = 0.03
+"""Logits that differ by this share of the largest are those of another computation."""
 
 
 class TorchBackend:
@@ -131,30 +130,17 @@ class TorchBackend:
         output = eager if self._usual == "eager" else self._run(batch, self._usual)
         real = self._tensor(batch.window_index) != PADDING
         usual, moved = output.start_logits[real], (eager.start_logits - output.start_logits)[real]
-        rows = self._rows_of(getattr(eager, "attentions", None) or (), batch, queries)
-        if rows is None or moved.abs().max() > _OTHER * usual.abs().max().clamp(min=1):  # Falcon's reads another mask
+        rows = torch_attention.rows_of(getattr(eager, "attentions", None) or (), queries, batch.shape[1])
+        another = moved.abs().max() > _MOVED * usual.abs().max().clamp(
+            min=1
+        )  # Falcon's eager attention reads another mask
+        if rows is None or len(rows) != self.attention_shape[0] or another:
             raise UnsupportedModelError(
                 f"{self.model} does not show its attention: transformers {transformers.__version__} returns no weight for every "
                 f"query and key of each of its {self.attention_shape[0]} layers. Explain its answers by occlusion or gradients, "
                 "or use another model."
             )
         return output, {layer: rows[layer] for layer in layers}
-
-    def _rows_of(
-        self, whole: Sequence[torch.Tensor | None], batch: Batch, queries: torch.Tensor
-    ) -> list[torch.Tensor] | None:
-        """Pick the wanted rows from the attention of all layers, as transformers returned it; None where it is something else."""
-        rows, cols = batch.shape
-        row = torch.arange(rows, device=self.device)[:, None]
-        found = []
-        for each in whole:
-            if each is None or each.dim() != 4 or (each.shape[0], *each.shape[2:]) != (rows, cols, cols):
-                return None  # the layers of Longformer see a part of the tokens each
-            picked = each.transpose(1, 2)[row, queries].transpose(1, 2).float()
-            if ((picked.sum(-1) - 1).abs() > _OTHER).any():
-                return None  # SqueezeBERT gives the scores before the softmax
-            found.append(picked)
-        return found if len(found) == self.attention_shape[0] else None
 
     @contextmanager
     def _one_error(self, batch: Batch) -> Iterator[None]:

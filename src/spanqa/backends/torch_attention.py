@@ -31,6 +31,8 @@ FLAT = "spanqa_flat"
 ROWS = "spanqa_rows"
 
 _WIDTH_MULTIPLE = 32
+_SUM_OFF = 0.03
+"""Rows whose sum is this far from one are no attention weights (in bf16 sums are off by 0.01)."""
 
 
 def flat_attention(
@@ -178,25 +180,40 @@ def _weights(
 
     `mask` and `position_bias` are broadcast to `[row, head, token, token]`; the mask is true where a query may look, or added.
     """
-    row = torch.arange(len(query), device=query.device)[:, None]
     shape = (*query.shape[:2], query.shape[2], key.shape[2])
-
-    def picked(whole: torch.Tensor) -> torch.Tensor:  # (row, head, token, ...) -> (row, head, query, ...)
-        return whole.transpose(1, 2)[row, queries].transpose(1, 2)
 
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # heads can share their keys
-    scores = (picked(query) @ keys.transpose(2, 3) * scale).float()
+    scores = (_picked(query, queries) @ keys.transpose(2, 3) * scale).float()
     if position_bias is not None:
-        scores += picked(position_bias.expand(shape))
+        scores += _picked(position_bias.expand(shape), queries)
     least = torch.finfo(torch.float32).min
     if mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         later = torch.arange(shape[3], device=query.device) > queries[:, None, :, None]
         scores = scores.masked_fill_(later, least)
     elif mask is not None:
-        seen = picked(mask.expand(shape))
+        seen = _picked(mask.expand(shape), queries)
         scores = scores.masked_fill_(~seen, least) if mask.dtype == torch.bool else scores + seen
     return scores.softmax(-1)
+
+
+def rows_of(whole: Sequence[torch.Tensor | None], queries: torch.Tensor, tokens: int) -> list[torch.Tensor] | None:
+    """Return a few queries' rows of the attention of all layers, as transformers returned it; None where it is something else."""
+    found = []
+    for each in whole:
+        if each is None or each.dim() != 4 or (each.shape[0], *each.shape[2:]) != (len(queries), tokens, tokens):
+            return None  # each layer of Longformer sees a part of the tokens
+        rows = _picked(each, queries).float()
+        if ((rows.sum(-1) - 1).abs() > _SUM_OFF).any():
+            return None  # SqueezeBERT gives the scores before the softmax
+        found.append(rows)
+    return found
+
+
+def _picked(whole: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Return `[row, head, query, ...]` of `[row, head, token, ...]`; `queries` is `[row, query]`."""
+    row = torch.arange(len(queries), device=queries.device)[:, None]
+    return whole.transpose(1, 2)[row, queries].transpose(1, 2)
 
 
 AttentionInterface.register(FLAT, flat_attention)

@@ -90,7 +90,7 @@ class Mistake:
                 return f"The answer has {self.boundary}."
             case "answered though there is none":
                 score = "" if outcome.score is None else f"The score is {outcome.score:.2f}. "
-                return score + (f"The data gives the reason {outcome.cause!r}." if outcome.cause else "")
+                return (score + (f"The data gives the reason {outcome.cause!r}." if outcome.cause else "")).strip()
             case "outside every window":
                 return "A larger overlap or longer windows would keep the reference in one piece."
             case "too long":
@@ -104,7 +104,7 @@ class Mistake:
             "id": outcome.id,
             "question": outcome.question,
             "cause": self.cause,
-            "note": self.note.strip(),
+            "note": self.note,
             "given": outcome.text,
             "start": outcome.start,
             "probability": outcome.probability,
