@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from spanqa.answers import Answer
 from spanqa.errors import BackendError, InputError, QuestionTooLongError
+from spanqa.explain import storage
 from spanqa.explain.attribute import METHODS, attribute
 from spanqa.explain.decision import Decision, decide, words_in_play
 from spanqa.explain.explanation import Explanation, Trust
@@ -452,6 +453,20 @@ def test_explain_writes_json_and_prints_it(command: Callable[..., Any], tmp_path
     assert printed == written and printed["answer"]["text"] == "Anna Kestrel"
     done = command("explain", BUILT, "-", "--json", "--no-text", standard_input=PIER)
     assert "Kestrel" not in done.stdout
+
+
+def test_explain_writes_the_attention_of_the_decision_that_it_explains(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    page, rows = tmp_path / "x.html", tmp_path / "x.safetensors"
+    options = ("--method", "rollout", "--out", page, "--out", rows, "--threshold", "1000")
+    done = command("explain", BUILT, "-", *options, standard_input=PIER)
+    assert done.returncode == 0 and done.stdout.splitlines()[1].startswith("Not in this text")
+    attention = storage.load(rows)
+    assert attention.queries[0] == 0 and not attention.answered  # those of an abstention begin with [CLS]
+    assert '"answered":false' in page.read_text() and 'id="L05"' in page.read_text()
+    done = command("explain", BUILT, "-", *options, "--all-heads", standard_input=PIER)
+    assert len(storage.load(rows).queries) == len(attention.tokens) > len(attention.queries)
 
 
 @pytest.mark.parametrize(
