@@ -85,6 +85,7 @@ def render() -> str:
         ("faithfulness", faithfulness),
         ("completeness", completeness),
         ("attention-memory", attention_memory),
+        ("explain-page", explain_page),
     ):
         record = read(name)
         if record is not None:
@@ -355,6 +356,32 @@ def attention_memory(record: dict[str, Any]) -> str:
 
 Peak memory of a process that captures the attention of an answer's tokens in all layers, beyond one that only answers;
 {record["shape"]}, {record["tokens"]} tokens.
+
+{table(heads, rows)}"""
+
+
+def explain_page(record: dict[str, Any]) -> str:
+    def ms(value: Any) -> str:
+        return (
+            ""
+            if value is None
+            else f"{value['median']:.0f} / {value['worst']:.0f}"
+            if isinstance(value, dict)
+            else f"{value:.0f}"
+        )
+
+    rows = []
+    for name, row in record["rows"].items():
+        first = row["first_picture_s"]
+        seconds = f"{first['median']:.1f}" if isinstance(first, dict) else f"{first:.1f}"
+        rows.append([name, f"{row['megabytes']:.1f}", seconds, ms(row.get("other_layer_ms")), f"{row['elements']:,}"])
+    shape = record["shape"]
+    heads = ("", "MB", "complete after, s", "a head of another layer, ms (median / worst)", "elements")
+    return f"""## The page of an explanation
+
+{shape["layers"]} layers of {shape["heads"]} heads at {shape["tokens"]} tokens, in headless Chromium; the load of the machine was
+{record["load"]:.1f}. `full` holds every head, `rows` is the default. BertViz shows as many heads at the lengths that it can draw, and reads
+its scripts from local copies.
 
 {table(heads, rows)}"""
 
