@@ -268,6 +268,8 @@ def test_layers_come_in_their_order_a_few_at_a_time(reader: Reader, monkeypatch:
         ({"window": -1}, r"The passage has no window -1\. Expected a number from 0 to 0"),
         ({"heads": ["first"]}, r"\['first'\] are no numbers\. Expected a list of numbers from 0 to 3"),
         ({"queries": [3, 99]}, r"Window 0 has no token 99\. Expected a number from 0 to \d+"),
+        ({"queries": np.array([3, 99])}, r"Window 0 has no token .*99.*\. Expected a number"),
+        ({"queries": range(10**12)}, r"Window 0 has no token \d+\. Expected a number from 0 to \d+"),
         ({"queries": "none"}, "queries is 'none'; expected 'answer', 'all', or positions of tokens in the window"),
         ({"reduce": "max"}, "reduce is 'max'; expected 'mean', the mean of the heads, or None"),
         ({"window": 7}, r"The passage has no window 7\. Expected a number from 0 to 0"),

@@ -181,6 +181,10 @@ def test_an_answer_of_parts_of_characters_is_found_again(tiny_reader: Callable[[
         (PIER, (90, 400), f"holds no text of the passage, which has {len(PIER)} characters"),
         (f"{LONG} {PIER}", (0, 400), "none that the reader could choose: it has \\d+ tokens"),
         (PIER, "nothing", "against is 'nothing'; expected 'no answer', 'runner-up'"),
+        (PIER, (1.5, 3), r"against is \(1\.5, 3\); expected"),
+        (PIER, ("a", "b"), "against is .* or the start and end of a span"),
+        (PIER, (0, 3, 5), "against is .* or the start and end of a span"),
+        (PIER, np.array([0, 3]), "against is .* or the start and end of a span"),
         (PIER, (PIER.index("Anna"), PIER.index(". A")), "cannot be explained against itself"),
     ],
 )
@@ -268,7 +272,7 @@ def test_the_time_budget_ends_the_work_and_says_what_was_left_out(mini: Reader) 
     assert what_changes(found) == ""
 
 
-@pytest.mark.parametrize("budget", [0, -1.0, math.nan, "10"])
+@pytest.mark.parametrize("budget", [0, -1.0, math.nan, "10", True, 10**400])
 def test_a_budget_that_is_no_time_is_refused(mini: Reader, budget: Any) -> None:
     with pytest.raises(InputError, match=r"budget_s is .* expected a number of seconds above 0"):
         attribute(mini, BUILT, PIER, budget_s=budget)
@@ -277,6 +281,8 @@ def test_a_budget_that_is_no_time_is_refused(mini: Reader, budget: Any) -> None:
 def test_an_unknown_method_is_refused_with_the_list(mini: Reader) -> None:
     with pytest.raises(InputError, match=r"There is no method 'lime'. Choose one of occlusion, hierarchical_occlusion"):
         attribute(mini, BUILT, PIER, method="lime")
+    with pytest.raises(InputError, match=r"There is no method \['occlusion'\]"):
+        attribute(mini, BUILT, PIER, method=["occlusion"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.needs])
@@ -444,6 +450,7 @@ def test_explain_writes_json_and_prints_it(command: Callable[..., Any], tmp_path
         (("--out", "x.docx"), "expected an ending of .html, .json, .safetensors", 2),
         (("--method", "lime"), "choose one of occlusion", 2),
         (("--against", "him"), "choose no-answer, runner-up, or two positions", 2),
+        (("--against", "0-" + 5000 * "9"), "choose no-answer, runner-up, or two positions", 2),
         (("--budget", "-1"), "-1 is not a number of seconds above 0", 2),
         (("--against", "0-0"), "span 0-0 holds no text", 1),
         (("--method", "gae", "--backend", "openvino"), "computes no gradients", 1),

@@ -154,10 +154,10 @@ def _targets(paths: list[Path]) -> list[Path]:
 
 def _against(given: str) -> object:
     named = {"no-answer": "no answer", "runner-up": "runner-up"}.get(given)
-    span = re.fullmatch(r"(\d+)-(\d+)", given)
+    span = re.fullmatch(r"(\d{1,18})-(\d{1,18})", given)
     if named is None and span is None:
         raise typer.BadParameter(
-            f"{given!r}: choose no-answer, runner-up, or two positions such as 141-153", param_hint="--against"
+            f"{given!r:.60}: choose no-answer, runner-up, or two positions such as 141-153", param_hint="--against"
         )
     return named or (int(span[1]), int(span[2]))  # type: ignore[index]
 

@@ -266,14 +266,14 @@ def _select(
     span = _place(chosen, *decision.spans[0])
     if isinstance(queries, str) and queries not in ("answer", "all"):
         raise InputError(f"queries is {queries!r}; expected 'answer', 'all', or positions of tokens in the window.")
-    if queries == "answer" and span is None:
+    if isinstance(queries, str) and queries == "answer" and span is None:
         raise InputError(
             f"Window {number} does not hold the answer, so it has no rows of it. Window {decision.deciding[0]} does; or choose "
             "queries='all', or positions of tokens."
         )
-    if queries == "all":
+    if isinstance(queries, str) and queries == "all":
         rows = tuple(range(len(chosen)))
-    elif queries == "answer":
+    elif isinstance(queries, str):
         assert span is not None
         rows = (*((0,) if decision.chosen is None else ()), *range(span[0], span[1] + 1))
     else:
@@ -291,13 +291,15 @@ def _select(
 
 def _numbers(given: Any, count: int, problem: str) -> tuple[int, ...]:
     """Return numbers below `count`, each of them once; `problem` is what is wrong with one that is not there."""
+    numbers = []
     try:
-        numbers = [each if isinstance(each, bool) else operator.index(each) for each in given]
+        for each in given:
+            number = operator.index(each)
+            if isinstance(each, bool) or number not in range(count):
+                raise InputError(f"{problem.format(f'{each!r:.60}')} Expected a number from 0 to {count - 1}.")
+            numbers.append(number)
     except TypeError:
         raise InputError(f"{given!r:.60} are no numbers. Expected a list of numbers from 0 to {count - 1}.") from None
-    for number in numbers:
-        if isinstance(number, bool) or number not in range(count):
-            raise InputError(f"{problem.format(repr(number))} Expected a number from 0 to {count - 1}.")
     if not numbers or len(set(numbers)) != len(numbers):
         raise InputError(f"{given!r:.60}: expected a list of different numbers from 0 to {count - 1}, at least one.")
     return tuple(numbers)

@@ -1,10 +1,12 @@
 """`attribute`: a question and a passage to an explanation of what the reader decided, by any method."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spanqa.bounds import Bound
 from spanqa.errors import BackendError, InputError
 from spanqa.evaluate.record import describe_reader, describe_run, reader_packages
 from spanqa.explain import occlusion
@@ -99,6 +101,8 @@ METHODS: Mapping[str, Method] = {
 }
 """Every method, by its name."""
 
+_BUDGET = Bound(0, math.inf, whole=False)
+
 FLAT_WORDS = 400
 """By default, more words than these are explained by hierarchical occlusion, fewer by occlusion."""
 
@@ -177,11 +181,11 @@ def made_with(reader: Reader) -> dict[str, Any]:
     return {**describe_reader(reader), "versions": describe_run(reader_packages(reader))["versions"]}
 
 
-def _check(method: str | None, budget_s: float | None) -> None:
-    if method is not None and method not in METHODS:
+def _check(method: Any, budget_s: Any) -> None:
+    if method is not None and not (isinstance(method, str) and method in METHODS):
         raise InputError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
-    if budget_s is not None and not (isinstance(budget_s, (int, float)) and budget_s > 0):
-        raise InputError(f"budget_s is {budget_s!r}; expected a number of seconds above 0.")
+    if budget_s is not None and not (_BUDGET.holds(budget_s) and budget_s > 0):
+        raise InputError(f"budget_s is {budget_s!r:.60}; expected a number of seconds above 0.")
 
 
 def _words(decision: Decision) -> list[Word]:
