@@ -291,6 +291,17 @@ def test_a_backend_without_gradients_is_refused_with_the_way_out(mini: Reader, m
         attribute(mini, BUILT, PIER, method=method)
 
 
+def test_several_devices_are_told_to_choose_one() -> None:
+    pytest.importorskip("torch")
+    with (
+        Reader.load(backend="torch", device="cpu,cpu") as reader,
+        pytest.raises(
+            BackendError, match=r"several devices \('cpu,cpu'\) compute no gradients.*Load it on one device, or"
+        ),
+    ):
+        attribute(reader, BUILT, PIER, method="gradient")
+
+
 # --- trust
 
 
@@ -461,6 +472,33 @@ def test_explain_refuses_what_it_cannot_do(
 ) -> None:
     done = command("explain", BUILT, "-", *arguments, standard_input=PIER)
     assert done.returncode == code and message in done.stderr.replace("\n", " ") and done.stdout == ""
+
+
+def test_explain_finds_out_before_the_work_where_it_cannot_write(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is not even loaded, and the text stays as it is."""
+    monkeypatch.setattr(Reader, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    page = tmp_path / "pier.html"
+    page.write_text(PIER)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.html").symlink_to(page)
+    for out, message in (
+        (page, "'{}' is an input of this command, which would replace it"),
+        (tmp_path / "link.html", "'{}' is an input of this command, which would replace it"),
+        (tmp_path / "none" / "x.json", "'{}' cannot be written: there is no such folder. Choose another file."),
+        (tmp_path / "folder.json", "'{}' cannot be written: it is a folder. Choose another file."),
+    ):
+        done = command("explain", BUILT, page, "--out", out)
+        assert (done.returncode, done.stdout) == (1, "") and message.format(out) in done.stderr
+    assert page.read_text() == PIER
+
+
+def test_explain_of_a_very_long_text_names_no_option_that_it_lacks(command: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("The first pier was built by Anna. " + "The boats went out, and came in again. " * 1500)
+    done = command("explain", BUILT, file, "--max-seq-length", 24, "--overlap", 8, "--budget", 0.1)
+    assert "spanqa: reading the" in done.stderr and "--read-all" not in done.stderr and done.returncode == 0
 
 
 def test_explain_of_nothing_is_an_error(command: Callable[..., Any]) -> None:

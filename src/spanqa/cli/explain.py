@@ -95,7 +95,7 @@ def explain(
     """
     from spanqa.explain.attribute import METHODS, attribute
 
-    targets = _targets(out or [])
+    targets = _targets(out or [], file)
     span = _against(against)
     if method is not None and method not in METHODS:
         raise typer.BadParameter(f"{method!r}: choose one of {', '.join(METHODS)}", param_hint="--method")
@@ -141,7 +141,11 @@ def explain(
         typer.echo(f"spanqa: {path} was written", err=True)
 
 
-def _targets(paths: list[Path]) -> list[Path]:
+def _targets(paths: list[Path], source: str) -> list[Path]:
+    """Check the files to write before the work is done."""
+    from spanqa.errors import InputError
+    from spanqa.files import check_keeps
+
     for path in paths:
         if path.suffix.lower() not in KINDS:
             raise typer.BadParameter(f"{str(path)!r}: expected an ending of {', '.join(KINDS)}", param_hint="--out")
@@ -149,6 +153,10 @@ def _targets(paths: list[Path]) -> list[Path]:
             from spanqa.extras import require
 
             require("figures")
+        problem = "it is a folder" if path.is_dir() else "" if path.parent.is_dir() else "there is no such folder"
+        if problem:
+            raise InputError(f"{str(path)!r} cannot be written: {problem}. Choose another file.")
+        check_keeps([None if source == "-" else Path(source)], path.parent, [path.name])
     return paths
 
 
@@ -184,7 +192,7 @@ def _passage(reader: "Reader", question: str, document: "Document") -> "Passage"
     from spanqa.retrieval import TextIndex
 
     choice = TextIndex(reader, [document.text], [document.source]).choose(question)
-    say_choice(choice)
+    say_choice(choice, ways=False)
     return choice.passages[0]
 
 

@@ -69,6 +69,11 @@ def _rollout(work: _Work) -> Scores:
 def _by_gradients(name: str) -> Callable[[_Work], Scores]:
     def run(work: _Work) -> Scores:
         backend: Any = work.reader.backend
+        if not hasattr(backend, "network") and backend.name == "torch":
+            raise BackendError(
+                f"Replicas of a model on several devices ({backend.device!r}) compute no gradients, which {name!r} needs. Load it on "
+                "one device, or choose the method 'occlusion'."
+            )
         if not hasattr(backend, "network"):
             raise BackendError(
                 f"Backend {backend.name!r} computes no gradients, which {name!r} needs. Choose backend 'torch', or the method "
