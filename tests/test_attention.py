@@ -283,6 +283,8 @@ def test_a_decision_that_was_made_is_not_made_again(reader: Reader, monkeypatch:
         ({"window": -1}, r"The passage has no window -1\. Expected a number from 0 to 0"),
         ({"heads": ["first"]}, r"Expected a list of numbers from 0 to 3, got \['first'\]"),
         ({"queries": [3, 99]}, r"Window 0 has no token 99\. Expected a number from 0 to \d+"),
+        ({"queries": np.array([3, 99])}, r"Window 0 has no token .*99.*\. Expected a number"),
+        ({"queries": range(10**12)}, r"Window 0 has no token \d+\. Expected a number from 0 to \d+"),
         ({"queries": "none"}, "queries is 'none'; expected 'answer', 'all', or positions of tokens in the window"),
         ({"reduce": "max"}, "reduce is 'max'; expected 'mean', the mean of the heads, or None"),
         ({"window": 7}, r"The passage has no window 7\. Expected a number from 0 to 0"),
@@ -376,6 +378,22 @@ def test_files_that_are_damaged_or_something_else_are_refused(tmp_path: Path) ->
         "no such span": safetensors.numpy.save(tensors, {**metadata, "span": "[4,8]"}),
         "tokens that are none": safetensors.numpy.save(tensors, {**metadata, "tokens": "[1,2,3,4,5,6,7,8]"}),
         "no JSON": safetensors.numpy.save(tensors, {**metadata, "span": "(4, 5)"}),
+        "half a span": safetensors.numpy.save(tensors, {**metadata, "span": "[4]"}),
+        "a span of fractions": safetensors.numpy.save(tensors, {**metadata, "span": "[4.0,5.0]"}),
+        "a span from its end": safetensors.numpy.save(tensors, {**metadata, "span": "[5,4]"}),
+        "a window that is no number": safetensors.numpy.save(tensors, {**metadata, "window": '"1"'}),
+        "an answer that is neither there nor not": safetensors.numpy.save(tensors, {**metadata, "answered": "3"}),
+        "made with nothing": safetensors.numpy.save(tensors, {**metadata, "made_with": "[]"}),
+        "half a character": safetensors.numpy.save(tensors, {**metadata, "tokens": json.dumps(["\ud800"] * 8)}),
+        "places that are fractions": safetensors.numpy.save(
+            {**tensors, "offsets": tensors["offsets"].astype(np.float32)}, metadata
+        ),
+        "places behind the text": safetensors.numpy.save({**tensors, "offsets": tensors["offsets"] + 999}, metadata),
+        "a third text": safetensors.numpy.save(
+            {**tensors, "sequence_ids": tensors["sequence_ids"] + np.int8(1)}, metadata
+        ),
+        "one layer twice": safetensors.numpy.save({**tensors, "layers": np.int32([3, 3])}, metadata),
+        "heads below zero": safetensors.numpy.save({**tensors, "heads": -1 - tensors["heads"]}, metadata),
     }
     for what, data in damaged.items():
         path.write_bytes(data)
@@ -386,6 +404,13 @@ def test_files_that_are_damaged_or_something_else_are_refused(tmp_path: Path) ->
             pytest.fail(what)
     with pytest.raises(DatasetError, match="does not exist"):
         storage.load(tmp_path / "none")
+
+
+def test_a_file_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"cannot be written to '.*no.a': No such file or directory\. Name a file in a"
+    ):
+        storage.save(by_hand(), tmp_path / "no" / "a")
 
 
 # --- rollout

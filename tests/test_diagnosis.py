@@ -485,7 +485,10 @@ def test_without_mistakes_the_command_says_so_and_succeeds(command: Command, tmp
 
 def test_what_the_command_cannot_do_is_one_error(command: Command, real: tuple[Path, Path], tmp_path: Path) -> None:
     data, outcomes = real
+    twice = tmp_path / "twice.jsonl"
+    twice.write_bytes(2 * outcomes.read_bytes())
     for arguments, code, message in (
+        ((data, "--outcomes", twice), 1, "There are 8 outcomes of 4 questions"),
         ((HARBOUR, "--outcomes", outcomes), 1, "The outcomes are not of these questions: 4 of 4 differ"),
         ((data, "--outcomes", tmp_path / "none.jsonl"), 1, "none.jsonl' does not exist"),
         ((tmp_path / "none.json",), 1, "none.json' does not exist"),

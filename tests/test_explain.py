@@ -182,6 +182,10 @@ def test_an_answer_of_parts_of_characters_is_found_again(tiny_reader: Callable[[
         (PIER, (90, 400), f"holds no text of the passage, which has {len(PIER)} characters"),
         (f"{LONG} {PIER}", (0, 400), "none that the reader could choose: it has \\d+ tokens"),
         (PIER, "nothing", "against is 'nothing'; expected 'no answer', 'runner-up'"),
+        (PIER, (1.5, 3), r"against is \(1\.5, 3\); expected"),
+        (PIER, ("a", "b"), "against is .* or the start and end of a span"),
+        (PIER, (0, 3, 5), "against is .* or the start and end of a span"),
+        (PIER, np.array([0, 3]), "against is .* or the start and end of a span"),
         (PIER, (PIER.index("Anna"), PIER.index(". A")), "cannot be explained against itself"),
     ],
 )
@@ -285,7 +289,7 @@ def test_the_time_budget_ends_the_work_and_says_what_was_left_out(mini: Reader) 
     assert what_changes(found) == ""
 
 
-@pytest.mark.parametrize("budget", [0, -1.0, math.nan, "10"])
+@pytest.mark.parametrize("budget", [0, -1.0, math.nan, "10", True, 10**400])
 def test_a_budget_that_is_no_time_is_refused(mini: Reader, budget: Any) -> None:
     with pytest.raises(InputError, match=r"budget_s is .* expected a number of seconds above 0"):
         attribute(mini, BUILT, PIER, budget_s=budget)
@@ -294,12 +298,25 @@ def test_a_budget_that_is_no_time_is_refused(mini: Reader, budget: Any) -> None:
 def test_an_unknown_method_is_refused_with_the_list(mini: Reader) -> None:
     with pytest.raises(InputError, match=r"There is no method 'lime'. Choose one of occlusion, hierarchical_occlusion"):
         attribute(mini, BUILT, PIER, method="lime")
+    with pytest.raises(InputError, match=r"There is no method \['occlusion'\]"):
+        attribute(mini, BUILT, PIER, method=["occlusion"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", [name for name, each in METHODS.items() if each.needs])
 def test_a_backend_without_gradients_is_refused_with_the_way_out(mini: Reader, method: str) -> None:
     with pytest.raises(BackendError, match=r"'openvino' computes no gradients.*Choose backend 'torch', or the method"):
         attribute(mini, BUILT, PIER, method=method)
+
+
+def test_several_devices_are_told_to_choose_one() -> None:
+    pytest.importorskip("torch")
+    with (
+        Reader.load(backend="torch", device="cpu,cpu") as reader,
+        pytest.raises(
+            BackendError, match=r"several devices \('cpu,cpu'\) compute no gradients.*Load it on one device, or"
+        ),
+    ):
+        attribute(reader, BUILT, PIER, method="gradient")
 
 
 # --- trust
@@ -473,9 +490,10 @@ def test_explain_writes_the_attention_of_the_decision_that_it_explains(
     "arguments, message, code",
     [
         (("--out", "x.docx"), "expected an ending of .html, .json, .safetensors", 2),
-        (("--out", "no-such-folder/x.json"), "its folder does not exist", 2),
+        (("--out", "no-such-folder/x.json"), "cannot be written: there is no such folder", 1),
         (("--method", "lime"), "choose one of occlusion", 2),
         (("--against", "him"), "choose no-answer, runner-up, or two positions", 2),
+        (("--against", "0-" + 5000 * "9"), "choose no-answer, runner-up, or two positions", 2),
         (("--budget", "-1"), "-1 is not a number of seconds above 0", 2),
         (("--against", "0-0"), "span 0-0 holds no text", 1),
         (("--method", "gae", "--backend", "openvino"), "computes no gradients", 1),
@@ -486,6 +504,33 @@ def test_explain_refuses_what_it_cannot_do(
 ) -> None:
     done = command("explain", BUILT, "-", *arguments, standard_input=PIER)
     assert done.returncode == code and message in done.stderr.replace("\n", " ") and done.stdout == ""
+
+
+def test_explain_finds_out_before_the_work_where_it_cannot_write(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is not even loaded, and the text stays as it is."""
+    monkeypatch.setattr(Reader, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    page = tmp_path / "pier.html"
+    page.write_text(PIER)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "link.html").symlink_to(page)
+    for out, message in (
+        (page, "'{}' is an input of this command, which would replace it"),
+        (tmp_path / "link.html", "'{}' is an input of this command, which would replace it"),
+        (tmp_path / "none" / "x.json", "'{}' cannot be written: there is no such folder. Choose another file."),
+        (tmp_path / "folder.json", "'{}' cannot be written: it is a folder. Choose another file."),
+    ):
+        done = command("explain", BUILT, page, "--out", out)
+        assert (done.returncode, done.stdout) == (1, "") and message.format(out) in done.stderr
+    assert page.read_text() == PIER
+
+
+def test_explain_of_a_very_long_text_names_no_option_that_it_lacks(command: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("The first pier was built by Anna. " + "The boats went out, and came in again. " * 1500)
+    done = command("explain", BUILT, file, "--max-seq-length", 24, "--overlap", 8, "--budget", 0.1)
+    assert "spanqa: reading the" in done.stderr and "--read-all" not in done.stderr and done.returncode == 0
 
 
 def test_explain_of_nothing_is_an_error(command: Callable[..., Any]) -> None:

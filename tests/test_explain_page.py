@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import subprocess
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -569,6 +570,33 @@ def test_a_figure_shows_the_scores_by_their_sign(
     picture = drawn(replace(found, scores=(score,) * len(found.scores)), "a.svg")
     assert colour in picture
     assert other not in picture
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.svg"])
+def test_a_figure_leaves_the_settings_of_the_caller_alone_and_they_it(
+    drawn: Callable[[Explanation, str], bytes], name: str
+) -> None:
+    import matplotlib
+
+    plain, backend = drawn(explained(), name), matplotlib.get_backend()
+    try:
+        matplotlib.use("svg")
+        with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30, "text.usetex": True}):
+            assert drawn(explained(), name) == plain
+            assert (matplotlib.get_backend(), matplotlib.rcParams["text.usetex"]) == ("svg", True)
+    finally:
+        matplotlib.use(backend)
+
+
+def test_an_answer_of_several_lines_is_drawn_on_one(drawn: Callable[[Explanation, str], bytes]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines = drawn(
+            explained(passage="Anna\r\nKestrel built it.", answer="Anna\r\nKestrel", words=(), scores=()), "a.svg"
+        )
+    assert lines == drawn(
+        explained(passage="Anna Kestrel built it.", answer="Anna Kestrel", words=(), scores=()), "a.svg"
+    )
 
 
 @pytest.mark.parametrize("fonts", ["all", "none"])

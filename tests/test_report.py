@@ -204,6 +204,20 @@ def test_outcomes_are_written_and_read(tmp_path: Path, mini: Reader, outcomes: l
         DatasetError, match=r"o\.jsonl' is not a file of outcomes .*Expected outcomes\.jsonl from a folder"
     ):
         read_outcomes(path)
+    row = json.loads(lines[0])
+    for wrong in (
+        {"id": [1]},
+        {"text": None},
+        {"f1": "1"},
+        {"score": "2"},
+        {"start": 1.5},
+        {"probability": []},
+        {"gold": 3},
+    ):
+        path.write_text(json.dumps(row | wrong))
+        with pytest.raises(DatasetError, match=r"is not a file of outcomes"):
+            read_outcomes(path)
+            pytest.fail(str(wrong))
     with pytest.raises(DatasetError, match=r"File '.*none\.jsonl' does not exist"):
         read_outcomes(tmp_path / "none.jsonl")
 

@@ -95,7 +95,7 @@ def explain(
     from spanqa.explain.attribute import METHODS, explain_decision
     from spanqa.explain.decision import decide
 
-    targets = _targets(out or [])
+    targets = _targets(out or [], file)
     span = _against(against)
     if method is not None and method not in METHODS:
         raise typer.BadParameter(f"{method!r}: choose one of {', '.join(METHODS)}", param_hint="--method")
@@ -133,19 +133,23 @@ def explain(
         typer.echo(f"spanqa: {path} was written", err=True)
 
 
-def _targets(paths: list[Path]) -> list[Path]:
+def _targets(paths: list[Path], source: str) -> list[Path]:
     """Return the files to write, after checking what can be known before the work is done."""
+    from spanqa.errors import InputError
     from spanqa.explain import figures
     from spanqa.extras import require
+    from spanqa.files import check_keeps
 
     endings = (".html", ".json", ".safetensors", *figures.KINDS)
     for path in paths:
         if path.suffix.lower() not in endings:
             raise typer.BadParameter(f"{str(path)!r}: expected an ending of {', '.join(endings)}", param_hint="--out")
-        if not path.parent.is_dir():
-            raise typer.BadParameter(f"{str(path)!r}: its folder does not exist", param_hint="--out")
         if path.suffix.lower() in figures.KINDS:
             require("figures")
+        problem = "it is a folder" if path.is_dir() else "" if path.parent.is_dir() else "there is no such folder"
+        if problem:
+            raise InputError(f"{str(path)!r} cannot be written: {problem}. Choose another file.")
+        check_keeps([None if source == "-" else Path(source)], path.parent, [path.name])
     return paths
 
 
@@ -154,10 +158,10 @@ def _against(given: str) -> "Against":
         return "no answer"
     if given == "runner-up":
         return "runner-up"
-    span = re.fullmatch(r"(\d+)-(\d+)", given)
+    span = re.fullmatch(r"(\d{1,18})-(\d{1,18})", given)
     if span is None:
         raise typer.BadParameter(
-            f"{given!r}: choose no-answer, runner-up, or two positions such as 141-153", param_hint="--against"
+            f"{given!r:.60}: choose no-answer, runner-up, or two positions such as 141-153", param_hint="--against"
         )
     return int(span[1]), int(span[2])
 
@@ -184,7 +188,7 @@ def _passage(reader: "Reader", question: str, document: "Document") -> "Passage"
     from spanqa.retrieval import TextIndex
 
     choice = TextIndex(reader, [document.text], [document.source]).choose(question)
-    say_choice(choice)
+    say_choice(choice, ways=False)
     return choice.passages[0]
 
 

@@ -64,15 +64,19 @@ def which_windows(choice: "Choice") -> str:
     return f"the{kind} of {choice.windows_total:,} windows"
 
 
-def say_choice(choice: "Choice") -> None:
-    """Say on standard error which windows are read, where it is not all of them or they could not be chosen."""
+def say_choice(choice: "Choice", *, ways: bool = True) -> None:
+    """Say on standard error which windows are read, where it is not all of them or they could not be chosen.
+
+    With `ways` it names the options that change that.
+    """
     if not choice.matched:
-        way = "--max-windows" if choice.complete else "--read-all"
+        way = f" ({'--max-windows' if choice.complete else '--read-all'})" if ways else ""
         typer.echo(
-            f"spanqa: no word of the question occurs in the text; reading {which_windows(choice)} ({way})", err=True
+            f"spanqa: no word of the question occurs in the text; reading {which_windows(choice)}{way}", err=True
         )
     elif not choice.complete:
-        typer.echo(f"spanqa: reading {which_windows(choice)}, by their words (--max-windows, --read-all)", err=True)
+        way = " (--max-windows, --read-all)" if ways else ""
+        typer.echo(f"spanqa: reading {which_windows(choice)}, by their words{way}", err=True)
 
 
 def percent(probability: float) -> str:

@@ -123,6 +123,11 @@ def diagnose(examples: Iterable[Example], outcomes: Sequence[Outcome]) -> list[M
     Raises:
         DatasetError: the outcomes are not of these examples.
     """
+    examples = list(examples)
+    if len(outcomes) > len(examples):
+        raise DatasetError(
+            f"There are {len(outcomes):,} outcomes of {len(examples):,} questions. Give the outcomes of one run on these questions."
+        )
     by_id = {example.id: example for example in examples}
     others = [outcome.id for outcome in outcomes if not _is_of(outcome, by_id.get(outcome.id))]
     if others:

@@ -277,7 +277,22 @@ def read_outcomes(path: str | os.PathLike[str]) -> list[Outcome]:
         ) from None
 
 
+_TEXT, _NUMBER, _WHOLE, _NONE = (str,), (int, float), (int,), (type(None),)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("id", "question", "text", "best_text"), _TEXT),
+    **dict.fromkeys(("exact", "f1", "best_exact", "best_f1"), _NUMBER),
+    **dict.fromkeys(("score", "answer_position", "probability"), _NUMBER + _NONE),
+    **dict.fromkeys(("answer_words", "start", "passage_tokens"), _WHOLE + _NONE),
+    **dict.fromkeys(("cause", "out_of_reach"), _TEXT + _NONE),
+    "answerable": (bool,),
+    "gold": (dict, *_NONE),
+}
+
+
 def _from_json(row: dict[str, Any]) -> Outcome:
+    for name, kinds in _KINDS.items():
+        if name in row and type(row[name]) not in kinds:
+            raise TypeError(f"{name} is {row[name]!r:.60}")
     gold = None if row["gold"] is None else GoldSpan(**row["gold"])
     score = -math.inf if row["score"] is None else row["score"]
     return Outcome(**{**row, "gold": gold, "score": score})

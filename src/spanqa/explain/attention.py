@@ -320,13 +320,15 @@ def _select(
 
 def _numbers(given: Any, count: int, problem: str) -> tuple[int, ...]:
     """Return numbers below `count`, each of them once; `problem` is what is wrong with one that is not there."""
+    numbers = []
     try:
-        numbers = [each if isinstance(each, bool) else operator.index(each) for each in given]
+        for each in given:
+            number = operator.index(each)
+            if isinstance(each, bool) or number not in range(count):
+                raise InputError(f"{problem.format(f'{each!r:.60}')} Expected a number from 0 to {count - 1}.")
+            numbers.append(number)
     except TypeError:
         raise InputError(f"Expected a list of numbers from 0 to {count - 1}, got {given!r:.60}.") from None
-    for number in numbers:
-        if isinstance(number, bool) or number not in range(count):
-            raise InputError(f"{problem.format(repr(number))} Expected a number from 0 to {count - 1}.")
     if not numbers or len(set(numbers)) != len(numbers):
         raise InputError(
             f"Expected a list of different numbers from 0 to {count - 1}, at least one; got {given!r:.60}."

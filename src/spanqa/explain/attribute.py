@@ -1,10 +1,12 @@
 """`attribute`: a question and a passage to an explanation of what the reader decided, by any method."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spanqa.bounds import Bound
 from spanqa.errors import BackendError, InputError
 from spanqa.explain import occlusion
 from spanqa.explain.decision import Against, Decision, decide, made_with, words_in_play
@@ -61,6 +63,11 @@ def _rollout(occluder: Occluder, words: Sequence[Word], progress: Progress) -> S
 def _by_gradients(name: str) -> Run:
     def run(occluder: Occluder, words: Sequence[Word], progress: Progress) -> Scores:
         backend: Any = occluder.reader.backend
+        if not hasattr(backend, "network") and backend.name == "torch":
+            raise BackendError(
+                f"Replicas of a model on several devices ({backend.device!r}) compute no gradients, which {name!r} needs. Load it on "
+                "one device, or choose the method 'occlusion'."
+            )
         if not hasattr(backend, "network"):
             raise BackendError(
                 f"Backend {backend.name!r} computes no gradients, which {name!r} needs. Choose backend 'torch', or the method "
@@ -90,6 +97,8 @@ METHODS: Mapping[str, Method] = {
     "rollout": Method(False, "", _rollout),
 }
 """Every method, by its name."""
+
+_BUDGET = Bound(0, math.inf, whole=False)
 
 FLAT_WORDS = 400
 """By default, more words than these are explained by hierarchical occlusion, fewer by occlusion."""
@@ -183,11 +192,11 @@ def explain_decision(
     )
 
 
-def _check(method: str | None, budget_s: float | None) -> None:
-    if method is not None and method not in METHODS:
+def _check(method: Any, budget_s: Any) -> None:
+    if method is not None and not (isinstance(method, str) and method in METHODS):
         raise InputError(f"There is no method {method!r}. Choose one of {', '.join(METHODS)}.")
-    if budget_s is not None and not (isinstance(budget_s, (int, float)) and budget_s > 0):
-        raise InputError(f"budget_s is {budget_s!r}; expected a number of seconds above 0.")
+    if budget_s is not None and not (_BUDGET.holds(budget_s) and budget_s > 0):
+        raise InputError(f"budget_s is {budget_s!r:.60}; expected a number of seconds above 0.")
 
 
 def _side(decision: Decision, span: tuple[int, int] | None) -> Side:

@@ -132,6 +132,7 @@ def decide(
         InputError: there is nothing to explain: no span in the passage, no runner-up, or the span given is none that the reader
             could choose.
     """
+    _check_against(against)
     prepared = reader.prepare(passage)
     reading = _read(reader, question, prepared, progress)
     least = least_score(reader.answers, threshold=threshold)
@@ -150,12 +151,8 @@ def decide(
                 "There is no runner-up: the passage holds only one span that could be an answer. Explain it against no answer."
             )
         other = others[0] if answer else best
-    elif against == "no answer":
-        other = None if answer else best
     else:
-        raise InputError(
-            f"against is {against!r}; expected 'no answer', 'runner-up', or the start and end of a span of the passage."
-        )
+        other = None if answer else best
     chosen = best if answer else None
     if chosen == other:
         raise InputError(f"The answer {answer.text!r:.60} cannot be explained against itself. Choose another span.")
@@ -182,6 +179,14 @@ def words_in_play(decision: Decision) -> list[Word]:
 def made_with(reader: Reader) -> dict[str, Any]:
     """Return the model and the versions that a reader decides with."""
     return {**describe_reader(reader), "versions": describe_run(reader_packages(reader))["versions"]}
+
+
+def _check_against(against: Any) -> None:
+    span = isinstance(against, tuple) and len(against) == 2 and all(isinstance(at, int | np.integer) for at in against)
+    if not span and not (isinstance(against, str) and against in ("no answer", "runner-up")):
+        raise InputError(
+            f"against is {against!r:.60}; expected 'no answer', 'runner-up', or the start and end of a span of the passage."
+        )
 
 
 def _read(reader: Reader, question: str, passage: Passage, progress: Progress) -> Reading:

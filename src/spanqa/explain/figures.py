@@ -55,7 +55,6 @@ def draw(explanation: Explanation, path: str | os.PathLike[str]) -> None:
     require("figures")
     import matplotlib
 
-    matplotlib.use("Agg")
     settings = {
         "font.family": ["DejaVu Sans", *_fonts_for(explanation.question + explanation.passage)],
         "font.size": _SIZE,
@@ -64,8 +63,10 @@ def draw(explanation: Explanation, path: str | os.PathLike[str]) -> None:
         "text.parse_math": False,
     }
     file = io.BytesIO()
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # no installed font has it: a box stands for it
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # the caller's own settings change no figure
+        matplotlib.rcParams.update(settings)
+        warnings.filterwarnings("ignore", "(?s)Glyph .* missing from")  # no installed font has it: a box stands for it
         figure = _figure(explanation)
         figure.savefig(file, format=kind[1:], dpi=200, metadata=_METADATA[kind])
     try:
@@ -106,7 +107,8 @@ def _lines(explanation: Explanation) -> list[list[Run]]:
     """Return the lines of the figure: question, answer, passage."""
     most = max(map(abs, explanation.scores), default=0.0) or 1.0
     verdict = "" if explanation.trust is None else f"   ({explanation.trust.verdict})"
-    answer: Run = (f"→ {_drawn(sentences.headline(explanation))}{verdict}", 0.0, False)
+    headline = " ".join(_drawn(sentences.headline(explanation)).split())
+    answer: Run = (f"→ {headline}{verdict}", 0.0, False)
     passage = _runs(explanation, "passage", most)
     return [
         *_wrapped(_runs(explanation, "question", most)),

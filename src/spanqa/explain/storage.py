@@ -31,7 +31,11 @@ FORMAT = "spanqa.attention/1"
 
 _DTYPES = {"<f2": "F16", "<f4": "F32", "<i4": "I32", "|i1": "I8"}
 _JSON = ("window", "windows", "answered", "span", "reduce", "made_with")
-_TOKEN_ARRAYS = ("input_ids", "word_ids", "offsets", "sequence_ids", "start_logits", "end_logits")
+_TOKEN_ARRAYS = {
+    **dict.fromkeys(("input_ids", "word_ids", "offsets"), "int32"),
+    "sequence_ids": "int8",
+    **dict.fromkeys(("start_logits", "end_logits"), "float32"),
+}
 
 
 def save(
@@ -46,7 +50,7 @@ def save(
     Without `text` no word of question or passage is in the file, nor an id that stands for one: their hashes are.
 
     Raises:
-        InputError: there is no such dtype.
+        InputError: there is no such dtype, or the file cannot be written.
     """
     if dtype not in ("float16", "float32"):
         raise InputError(f"dtype is {dtype!r}; expected 'float16' or 'float32'.")
@@ -73,10 +77,15 @@ def save(
         at = end
     described = _json(header).encode()
     described += b" " * (-len(described) % 8)
-    with replacing(path, "wb") as file:
-        file.write(len(described).to_bytes(8, "little") + described)
-        for name in order:
-            file.write(arrays[name].astype(np.dtype(dtypes[name]).newbyteorder("<")).tobytes())
+    try:
+        with replacing(path, "wb") as file:
+            file.write(len(described).to_bytes(8, "little") + described)
+            for name in order:
+                file.write(arrays[name].astype(np.dtype(dtypes[name]).newbyteorder("<")).tobytes())
+    except OSError as error:
+        raise InputError(
+            f"Attention cannot be written to {os.fspath(path)!r}: {error.strerror}. Name a file in a folder that can be written to."
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> Attention:
@@ -92,7 +101,7 @@ def load(path: str | os.PathLike[str]) -> Attention:
         if metadata["format"] != FORMAT:
             raise KeyError("format")
         attention = _attention(arrays, metadata)
-        wrong = _wrong(attention)
+        wrong = _wrong(attention, texts="question" in metadata)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         wrong = f"{type(error).__name__}: {error}"
     if wrong:
@@ -118,20 +127,43 @@ def _attention(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Att
     return Attention(**values)
 
 
-def _wrong(attention: Attention) -> str:
-    """Return what does not fit in what was read, "" for nothing."""
+def _wrong(attention: Attention, *, texts: bool) -> str:
+    """Return what does not fit in what was read, "" for nothing. Places are compared with the texts, where there are any."""
     count = len(attention.tokens)
-    shapes = {name: (count, 2) if name == "offsets" else (count,) for name in _TOKEN_ARRAYS}
-    for name, shape in shapes.items():
-        if getattr(attention, name).shape != shape:
-            return f"{name} has the shape {getattr(attention, name).shape}, expected {shape}"
+    for name, dtype in _TOKEN_ARRAYS.items():
+        array, shape = getattr(attention, name), (count, 2) if name == "offsets" else (count,)
+        if (array.dtype, array.shape) != (dtype, shape):
+            return f"{name} is {array.dtype} of shape {array.shape}, expected {dtype} of shape {shape}"
     expected = (len(attention.heads) if attention.reduce is None else 1, len(attention.queries), count)
     for layer, weights in attention.arrays.items():
         if weights.shape != expected or not np.isfinite(weights).all():
             return f"layer {layer} has the shape {weights.shape}, expected {expected} finite weights"
+    for name in ("layers", "heads", "queries"):
+        numbers = getattr(attention, name)
+        if len(set(numbers)) != len(numbers) or not all(type(number) is int and number >= 0 for number in numbers):
+            return f"{name} are no different numbers from zero"
+    first, last = (0, 0) if attention.span is None else attention.span
     places = [*attention.queries, *(attention.span or ())]
     if not all(isinstance(token, str) for token in attention.tokens) or not set(places) <= set(range(count)):
         return f"tokens, queries or span do not fit {count} tokens"
+    single = (attention.window, attention.windows, first, last)
+    if (
+        not all(type(number) is int for number in single)
+        or not 0 <= attention.window < attention.windows
+        or first > last
+    ):
+        return "window, windows or span are no numbers that fit"
+    if type(attention.answered) is not bool or attention.reduce not in (None, "mean"):
+        return f"answered is {attention.answered!r} and reduce {attention.reduce!r}"
+    if not isinstance(attention.made_with, dict):
+        return "made_with names nothing"
+    "".join(attention.tokens).encode()  # half a surrogate pair is a ValueError
+    if not np.isin(attention.sequence_ids, (-1, 0, 1)).all():
+        return "sequence_ids are not -1, 0 and 1"
+    for part, text in enumerate((attention.question, attention.passage)):
+        starts, ends = attention.offsets[attention.sequence_ids == part].T
+        if texts and not ((starts >= 0) & (starts <= ends) & (ends <= len(text))).all():
+            return f"offsets do not fit a text of {len(text)} characters"
     return ""
 
 
