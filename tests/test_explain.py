@@ -491,6 +491,7 @@ def test_explain_writes_the_attention_of_the_decision_that_it_explains(
     [
         (("--out", "x.docx"), "expected an ending of .html, .json, .safetensors", 2),
         (("--out", "no-such-folder/x.json"), "cannot be written: there is no such folder", 1),
+        (("--out", "x.html", "--no-text"), "'x.html' would show the text", 2),
         (("--method", "lime"), "choose one of occlusion", 2),
         (("--against", "him"), "choose no-answer, runner-up, or two positions", 2),
         (("--against", "0-" + 5000 * "9"), "choose no-answer, runner-up, or two positions", 2),

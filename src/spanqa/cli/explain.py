@@ -95,7 +95,7 @@ def explain(
     from spanqa.explain.attribute import METHODS, explain_decision
     from spanqa.explain.decision import decide
 
-    targets = _targets(out or [], file)
+    targets = _targets(out or [], file, text)
     span = _against(against)
     if method is not None and method not in METHODS:
         raise typer.BadParameter(f"{method!r}: choose one of {', '.join(METHODS)}", param_hint="--method")
@@ -133,7 +133,7 @@ def explain(
         typer.echo(f"spanqa: {path} was written", err=True)
 
 
-def _targets(paths: list[Path], source: str) -> list[Path]:
+def _targets(paths: list[Path], source: str, text: bool) -> list[Path]:
     """Return the files to write, after checking what can be known before the work is done."""
     from spanqa.errors import InputError
     from spanqa.explain import figures
@@ -144,6 +144,10 @@ def _targets(paths: list[Path], source: str) -> list[Path]:
     for path in paths:
         if path.suffix.lower() not in endings:
             raise typer.BadParameter(f"{str(path)!r}: expected an ending of {', '.join(endings)}", param_hint="--out")
+        if not text and path.suffix.lower() not in (".json", ".safetensors"):
+            raise typer.BadParameter(
+                f"{str(path)!r} would show the text; it goes with .json and .safetensors", param_hint="--no-text"
+            )
         if path.suffix.lower() in figures.KINDS:
             require("figures")
         problem = "it is a folder" if path.is_dir() else "" if path.parent.is_dir() else "there is no such folder"
