@@ -304,6 +304,7 @@ with passages of at most {record["data"]["longest_passage_words"]} words; spanqa
 - *comprehensiveness* (high is good), *sufficiency* (low is good): see [Explain an answer](guide/explain.md#when-to-trust-it).
 - *advantage*: the first minus the second, minus the same of random orders, with its 95 % interval over the questions.
 - *reliable*: the share of questions on which the method earns this verdict. For random orders it is how often the verdict is wrong.
+- *questions*: how many were explained by the method.
 - *windows*: how many the method reads for one question (median). A step of a gradient method also goes backwards, which costs twice as
   much again.
 """
@@ -328,6 +329,12 @@ with passages of at most {record["data"]["longest_passage_words"]} words; spanqa
             )
         heads = (group, "questions", "comprehensiveness", "sufficiency", "advantage", "reliable", "windows")
         parts.append(table(heads, rows))
+    chance = record["random_attributions"]
+    verdicts = chance["share_of_verdicts"]
+    parts.append(
+        f"Of {chance['number']:,} random orders, each measured against the ten others of its question, the verdict called "
+        f"{verdicts['reliable']:.1%} reliable and {verdicts['weak']:.1%} weak.\n"
+    )
     return "\n".join(parts)
 
 
