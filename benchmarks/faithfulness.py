@@ -46,17 +46,19 @@ ORDERS = 11
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; those in the cache are in the record")
+    parser.add_argument(
+        "methods", nargs="*", help=f"of {', '.join(METHODS)}; without any, the record is made of what was kept"
+    )
     parser.add_argument("--model", default="spanqa-mini")
     parser.add_argument("--words", type=int, default=80, help="of the longest passage")
     parser.add_argument("--answered", type=int, default=ANSWERED)
     parser.add_argument("--abstained", type=int, default=ABSTAINED)
     parser.add_argument("--minutes", type=float, default=600.0, help="after which no further stage begins")
-    parser.add_argument("--cache", type=Path, default=Path("build/faithfulness.jsonl"))
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "results" / "faithfulness.rows.jsonl")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     path = Path(os.environ["SPANQA_DATA"]) / DATA
-    rows = run(arguments, path)
+    rows = run(arguments, path) if arguments.methods else kept(arguments.cache)
     record = {
         "command": shlex.join(["python", "benchmarks/faithfulness.py", *sys.argv[1:]]),
         "data": describe(path, path.read_bytes()) | {"longest_passage_words": arguments.words},
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace, path: Path) -> list[dict]:
     """Run what the cache lacks, and return all of it."""
     stop = time.monotonic() + 60 * arguments.minutes
     arguments.cache.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in arguments.cache.read_text().splitlines()] if arguments.cache.exists() else []
+    rows = kept(arguments.cache)
     done = {(row["id"], row["method"]) for row in rows}
     needs_torch = any(METHODS[name].needs for name in arguments.methods)
     reader = Reader.load(arguments.model, backend="torch" if needs_torch else "auto", dtype="fp32")
@@ -91,9 +93,22 @@ def run(arguments: argparse.Namespace, path: Path) -> list[dict]:
                 row = {"id": example.id, "answered": bool(decision.answer), "method": name}
                 row |= measure(reader, decision, name)
                 rows.append(row)
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(rounded(row)) + "\n")
                 file.flush()
     return rows
+
+
+def rounded(value: object) -> object:
+    """Return the numbers in a row with seven digits."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    return [rounded(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def kept(cache: Path) -> list[dict]:
+    return [json.loads(line) for line in cache.read_text().splitlines()] if cache.exists() else []
 
 
 def chosen(reader: Reader, examples: list[Example], left: dict[bool, int]) -> Iterator[Example]:

@@ -146,7 +146,7 @@ def test_tokens_offsets_words_and_logits_are_those_of_the_window(reader: Reader)
     assert (found.window, found.answered) == (decision.deciding[0], True)
     assert (found.question, found.passage) == (QUESTION, text)
     window = decision.windows[found.window]
-    assert len(found.tokens) == len(window) == 64
+    assert len(found.tokens) == len(window) <= 64
     assert [found.tokens[0], found.tokens[-1]] == ["[CLS]", "[SEP]"]
     for token, part, (start, end) in zip(found.tokens, found.sequence_ids, found.offsets.tolist(), strict=True):
         shown = (QUESTION, text)[part][start:end]
