@@ -23,7 +23,7 @@ from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
 from spanqa.engine import Engine
 from spanqa.errors import CheckpointError, InputError, SpanQAError
 from spanqa.progress import Progress, silent
-from spanqa.stream import Question, Reading, read_stream
+from spanqa.stream import Question, Reading, read_one, read_stream
 from spanqa.tokens import Passage
 from spanqa.windows import WindowSettings
 
@@ -265,10 +265,7 @@ class Reader:
         """
         _check_top_k(top_k)
         given = [passages] if isinstance(passages, (str, Passage)) else passages
-        stream = iter([(question, given)])
-        [(_, reading)] = read_stream(stream, self.engine, self.checkpoint.tokenizer, self.windows, progress)
-        if not isinstance(reading, Reading):
-            raise reading
+        reading = read_one(question, given, self.engine, self.checkpoint.tokenizer, self.windows, progress)
         return self.decode(reading, top_k=top_k)
 
     def prepare(self, passage: str | Passage, source: str | None = None) -> Passage:

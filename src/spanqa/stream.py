@@ -89,6 +89,25 @@ def read_stream(
             chunk.logits.cancel()
 
 
+def read_one(
+    question: str,
+    passages: Sequence[str | Passage],
+    engine: Engine,
+    tokenizer: Tokenizer,
+    settings: WindowSettings,
+    progress: Progress = silent,
+) -> Reading:
+    """Return the reading of one question; `progress` counts its windows.
+
+    Raises:
+        InputError, BackendError: it cannot be read.
+    """
+    [(_, reading)] = read_stream(iter([(question, passages)]), engine, tokenizer, settings, progress)
+    if not isinstance(reading, Reading):
+        raise reading
+    return reading
+
+
 def _take(
     stream: Iterator[Question], size: float, most_tokens: float, tokenizer: Tokenizer
 ) -> tuple[list[Item], bool, Exception | None]:

@@ -24,7 +24,7 @@ from spanqa.explain.words import Word, words_of
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.spans import span_margin
-from spanqa.stream import Reading, read_stream
+from spanqa.stream import read_one
 from spanqa.tokens import Passage, Tokens
 from spanqa.windows import Window, cut
 
@@ -134,7 +134,7 @@ def decide(
     """
     _check_against(against)
     prepared = reader.prepare(passage)
-    reading = _read(reader, question, prepared, progress)
+    reading = read_one(question, [prepared], reader.engine, reader.checkpoint.tokenizer, reader.windows, progress)
     least = least_score(reader.answers, threshold=threshold)
     ranking = reader.decode(reading, top_k=2)
     if not ranking.answers:
@@ -187,14 +187,6 @@ def _check_against(against: Any) -> None:
         raise InputError(
             f"against is {against!r:.60}; expected 'no answer', 'runner-up', or the start and end of a span of the passage."
         )
-
-
-def _read(reader: Reader, question: str, passage: Passage, progress: Progress) -> Reading:
-    stream = iter([(question, [passage])])
-    [(_, reading)] = read_stream(stream, reader.engine, reader.checkpoint.tokenizer, reader.windows, progress)
-    if not isinstance(reading, Reading):
-        raise reading
-    return reading
 
 
 def _span_of(passage: Passage, logits: Sequence[WindowLogits], most: int, start: int, end: int) -> TokenSpan | None:

@@ -6,6 +6,7 @@ al. 2016 (https://arxiv.org/abs/1612.08220), here with the mask token in place o
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from spanqa.batches import WindowLogits
@@ -59,7 +60,7 @@ class Occluder:
             self.passes += len(jobs)
             for i in range(len(few)):
                 yield tuple(
-                    _moved(found[i, number], windows[number].first) if (i, number) in found else before[number]
+                    replace(found[i, number], first=windows[number].first) if (i, number) in found else before[number]
                     for number in numbers
                 )
             done += len(few)
@@ -70,10 +71,6 @@ class Occluder:
     def values(self, sets: Sequence[Sequence[Word]], progress: Progress = silent) -> list[float]:
         """Return the value of the decision (`Decision.value`) with each set hidden; fewer when the deadline passes."""
         return [self.decision.value(logits) for logits in self.read(sets, self.decision.in_play, progress)]
-
-
-def _moved(logits: WindowLogits, first: int) -> WindowLogits:
-    return WindowLogits(first, logits.start, logits.end, logits.null_start, logits.null_end)
 
 
 def occlusion(occluder: Occluder, words: Sequence[Word], progress: Progress = silent) -> tuple[list[float], list[bool]]:
