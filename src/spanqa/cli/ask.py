@@ -40,9 +40,7 @@ def ask(
         ),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Number of answers to show, best first.")] = 1,
-    threshold: Annotated[
-        float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
-    ] = None,
+    threshold: options.Threshold = None,
     max_windows: Annotated[
         int | None,
         typer.Option(
@@ -54,13 +52,7 @@ def ask(
     read_all: Annotated[bool, typer.Option("--read-all", help="Read all windows, however many there are.")] = False,
     no_answer: options.NoAnswer = "auto",
     min_probability: options.MinProbability = 0.0,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            help="The encoding of the files, such as cp1252 or shift_jis. Default: by their marks, or UTF-8.",
-            show_default=False,
-        ),
-    ] = None,
+    encoding: options.Encoding = None,
     save_text: Annotated[
         Path | None,
         typer.Option(

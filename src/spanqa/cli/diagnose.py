@@ -51,9 +51,7 @@ def diagnose(
     max_questions: Annotated[
         int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
     ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="The lowest score that is answered; the model's setting by default.")
-    ] = None,
+    threshold: options.Threshold = None,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,

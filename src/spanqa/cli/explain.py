@@ -65,16 +65,8 @@ def explain(
     text: Annotated[
         bool, typer.Option("--text/--no-text", help="Keep question and text in .json, .safetensors and --json.")
     ] = True,
-    threshold: Annotated[
-        float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
-    ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            help="The encoding of the file, such as cp1252 or shift_jis. Default: by its marks, or UTF-8.",
-            show_default=False,
-        ),
-    ] = None,
+    threshold: options.Threshold = None,
+    encoding: options.Encoding = None,
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,

@@ -37,6 +37,16 @@ Overlap = Annotated[
 MaxAnswerTokens = Annotated[
     int | None, typer.Option(help="Length of the longest answer in tokens. Default: the model's setting.")
 ]
+Threshold = Annotated[
+    float | None, typer.Option(help="Answer only if the score is at least this. Default: the model's setting.")
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        help="The encoding of the files, such as cp1252 or shift_jis. Default: by their marks, or UTF-8.",
+        show_default=False,
+    ),
+]
 NoAnswer = Annotated[
     str, typer.Option(help="auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer.")
 ]
