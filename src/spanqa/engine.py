@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from threading import Condition, Lock, Thread, get_ident
 
 import numpy as np
@@ -32,6 +33,19 @@ QUEUE_BATCHES = 64
 """The queue holds this many batches of tokens. When it is full, `submit` waits, or refuses."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch that was read: its rows and columns, how many of its tokens are no padding, and the seconds that it took."""
+
+    rows: int
+    cols: int
+    tokens: int
+    seconds: float
+
+
+Observer = Callable[[BatchRecord], None]
+
+
 class Engine:
     """Reads windows with a backend, for any number of callers.
 
@@ -39,7 +53,8 @@ class Engine:
             logits = engine.submit(windows).result()        # one WindowLogits for each window, in order
 
     `layout` is one of the backend's, its preferred one when None. `rebuild` makes the backend again in a process that was forked
-    after it was loaded, where the old one would not work; without it such a process gets an error. Safe to use from many threads.
+    after it was loaded, where the old one would not work; without it such a process gets an error. `observers` are called with each
+    batch, in the thread that ran it; what they raise fails the batch. Safe to use from many threads.
     """
 
     def __init__(
@@ -52,6 +67,7 @@ class Engine:
         self.backend = backend
         self.layout: BatchLayout = layout or backend.layouts[0]
         self.rebuild = rebuild
+        self.observers: list[Observer] = []
         self.closed = False
         self._forked = False
         self._fork_lock = Lock()
@@ -59,7 +75,7 @@ class Engine:
         _ENGINES.add(self)
 
     def _start(self) -> None:
-        self._work = _Work(self.backend, self.layout)
+        self._work = _Work(self.backend, self.layout, self.observers)
         self._finalizer = weakref.finalize(self, self._work.close)
 
     def submit(
@@ -89,6 +105,15 @@ class Engine:
         if self._forked:
             self._after_fork()
         return self._work.submit(windows, deadline, capture, wait, progress)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait to be read, padding included; those of batches that run do not wait."""
+        return self._work.waiting_tokens()
+
+    def tokens_before(self, tokens: int) -> int:
+        """Return how many tokens would be read before all of a new request of so many."""
+        return self._work.waiting_tokens(tokens)
 
     def _after_fork(self) -> None:
         with self._fork_lock:
@@ -135,8 +160,8 @@ if hasattr(os, "register_at_fork"):
 class _Work:
     """The queue and the workers of an engine. Workers hold this, and not the engine, so that an unused engine can be freed."""
 
-    def __init__(self, backend: Backend, layout: BatchLayout) -> None:
-        self.backend, self.layout = backend, layout
+    def __init__(self, backend: Backend, layout: BatchLayout, observers: list[Observer]) -> None:
+        self.backend, self.layout, self.observers = backend, layout, observers
         self.closed = False
         self._changed = Condition()
         self._queue = Queue(layout, backend.batch_tokens)
@@ -176,6 +201,10 @@ class _Work:
         if error is not None and not isinstance(error, Exception):
             raise error  # Ctrl-C
         return request.future
+
+    def waiting_tokens(self, before: int | None = None) -> int:
+        with self._changed:
+            return self._queue.waiting_tokens if before is None else self._queue.tokens_before(before)
 
     def _admit(self, request: Request, wait: bool) -> bool:
         """Queue a request, or say that the caller's own thread is to run it at once."""
@@ -278,7 +307,13 @@ class _Work:
             request, piece = taken[0]
             capture = request.capture and request.capture.of([position for row in piece.rows for position in row])
             batch = pack(rows, cols)
+            started = time.perf_counter()
             logits = self.backend.forward(batch, capture=capture)
+            seconds = time.perf_counter() - started
+            rows_read, cols_read = batch.input_ids.shape
+            tokens = int((batch.window_index != PADDING).sum())
+            for observe in self.observers:
+                observe(BatchRecord(rows_read, cols_read, tokens, seconds))
             sound = _finite(batch, logits)
             found = iter(list(split_logits([window for row in rows for window in row], batch, logits)))
         except BaseException as error:

@@ -36,6 +36,9 @@ NEEDS: dict[str, Need] = {
     "figures": Need("Drawing figures", ("matplotlib",), "explain"),
     "gradients": Need("Explaining by gradients", ("torch", "transformers"), "torch"),
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
+    "serve": Need("Serving", ("fastapi", "uvicorn", "prometheus_client", "swagger_ui_bundle"), "serve"),
+    "tracing": Need("Tracing", ("opentelemetry",), "tracing"),
+    "client": Need("The client", ("httpx",), "client"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }
 """Every optional part, by name. The names of backends are those of `spanqa.backends.registry`."""

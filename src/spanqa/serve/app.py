@@ -1,0 +1,77 @@
+"""The ASGI application: all routes over one `Service`, and one form of error for everything that goes wrong."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from spanqa import __version__
+from spanqa.serve.problems import STATUS, Problem, problem_of
+from spanqa.serve.routes import answers, huggingface, operation
+from spanqa.serve.routes.bodies import ErrorBody
+from spanqa.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": ", ".join(each for each in STATUS if STATUS[each] == status)}
+    for status in sorted(set(STATUS.values()))
+    if status != 499
+}
+
+
+def make_app(service: Service) -> FastAPI:
+    """Return the application that serves this service; it can be mounted in another one."""
+    app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
+    app.state.service = service
+    for module in (operation, huggingface, answers):
+        app.include_router(module.routes(service))
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_problem)
+    return app
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    if problem.error_type == "internal":
+        _LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+    request.scope["spanqa.problem"] = problem
+    return JSONResponse(problem.body, problem.status, problem.headers)
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _answer_problem(request, invalid(error.errors()))
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    known = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+    error_type = known.get(error.status_code, "bad_request" if error.status_code < 500 else "internal")
+    says = {
+        "not_found": "There is nothing at this address. GET /openapi.json lists what there is.",
+        "method_not_allowed": f"{request.method} is not allowed here.",
+        "bad_request": "The body could not be read as JSON.",
+    }
+    problem = Problem(error_type, says.get(error_type, str(error.detail)), headers=error.headers or {})
+    return await _answer_problem(request, problem)
+
+
+def invalid(errors: Sequence[Any]) -> Problem:
+    """Return what is wrong with a body, field by field; nothing that the user wrote is in it."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Problem("invalid_json", "The body is not JSON.")
+    return Problem("validation", "; ".join(map(_field, errors[:5])))
+
+
+def _field(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part not in ("body", "one", "list", "text", "object"))
+    if error["type"] == "extra_forbidden":
+        return f"{place}: there is no such field."
+    return f"{place or 'body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"

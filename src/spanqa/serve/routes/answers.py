@@ -1,0 +1,181 @@
+"""`POST /v1/answers` and `/v1/explain`: what `Reader` and `spanqa.explain` can do, under their own names."""
+
+import asyncio
+import threading
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from spanqa.answers import Answer, Ranking, least_score
+from spanqa.errors import InputError
+from spanqa.serve.problems import Problem
+from spanqa.serve.queue import AskedOfPassages
+from spanqa.serve.routes.bodies import Body, check_passages, check_question, check_top_k
+from spanqa.serve.service import Service, unless_gone
+
+
+class PassageText(Body):
+    """A text to read, and where it comes from."""
+
+    text: str
+    source: str | None = None
+    """Is handed on to the answers."""
+
+
+Passages = Annotated[
+    Annotated[str, Tag("text")] | Annotated[PassageText, Tag("object")],
+    Discriminator(lambda value: "object" if isinstance(value, (dict, PassageText)) else "text"),
+]
+
+
+class AnswersRequest(Body):
+    """A question, and the texts to read."""
+
+    question: str
+    passages: list[Passages]
+    top_k: int = 1
+    """Most answers to return, best first."""
+    no_answer: Literal["auto", "on", "off"] = "auto"
+    """auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer."""
+    threshold: float | None = None
+    """Answer only if the score is at least this. Default: what `no_answer` says."""
+    min_probability: float = 0.0
+    """Give no answers that are less probable than this."""
+
+
+class AnswerBody(BaseModel):
+    """The words that answer a question, and where they are."""
+
+    text: str
+    start: int | None = Field(description="First character in the passage, in code points.")
+    end: int | None = Field(description="The character behind the last one.")
+    score: float | None = Field(description="Margin over 'no answer', in logits; null: there was nothing to read.")
+    probability: float = Field(description="Calibrated probability that the answer lies here, from 0 to 1.")
+    no_answer_probability: float
+    sentence: str
+    sentence_start: int | None
+    passage_index: int | None = Field(description="The number of the passage, from 0.")
+    source: str | None
+
+
+class AnswersResponse(BaseModel):
+    """The answers, best first; none where the texts do not hold one."""
+
+    question: str
+    answers: list[AnswerBody]
+    no_answer: bool
+    no_answer_probability: float
+    score: float | None = Field(description="The best score of all, given as an answer or not; null: nothing to read.")
+    closest: AnswerBody | None = Field(
+        description="Where there is no answer: the best words that were not given as one."
+    )
+    calibrated: bool = Field(description="Whether probabilities were fitted on data.")
+    model: str
+
+
+class ExplainRequest(Body):
+    """A question and a text; what the model decides is explained word by word."""
+
+    question: str
+    passage: Passages
+    method: str | None = None
+    """occlusion, hierarchical_occlusion, integrated_gradients, ...; the server's choice by default."""
+    against: Literal["no answer", "runner-up"] | Annotated[list[int], Field(min_length=2, max_length=2)] = "no answer"
+    """What the answer is set against: no answer, the next best span, or [start, end] in characters."""
+    threshold: float | None = None
+    trust: bool = True
+    """Whether to measure how far the explanation can be trusted, which takes most of the time."""
+
+
+def routes(service: Service) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter(prefix="/v1", tags=["spanqa"])
+
+    @router.post("/answers", response_model=AnswersResponse, summary="Answer a question from one or more texts")
+    async def answers(request: Request, body: AnswersRequest) -> JSONResponse:
+        settings, reader = service.settings, service.reader
+        check_question(settings, body.question)
+        check_top_k(settings, body.top_k)
+        texts, sources = zip(*map(_text, body.passages), strict=True) if body.passages else ((), ())
+        check_passages(settings, texts)
+        if not 0 <= body.min_probability <= 1:
+            raise Problem("validation", "min_probability: expected a number from 0 to 1.")
+        try:
+            least = least_score(reader.answers, body.no_answer, body.threshold)
+        except InputError as error:
+            raise Problem("validation", f"threshold: {error}") from None
+        asked = AskedOfPassages(reader, body.question, texts, sources, body.top_k)
+        [ranking] = await service.answer(request, [asked])
+        return JSONResponse(_response(service, body, ranking, least))
+
+    @router.post("/explain", summary="Explain an answer word by word", response_model=dict[str, Any])
+    async def explain(request: Request, body: ExplainRequest) -> JSONResponse:
+        return JSONResponse(await _explain(service, request, body))
+
+    return router
+
+
+def _text(passage: str | PassageText) -> tuple[str, str | None]:
+    return (passage, None) if isinstance(passage, str) else (passage.text, passage.source)
+
+
+def _response(service: Service, body: AnswersRequest, ranking: Ranking, least: float) -> dict[str, Any]:
+    found = ranking.above(least, body.min_probability)
+    best = ranking.best(least, body.min_probability)
+    answers = [_fields(answer, body.question) for answer in found]
+    return {
+        "question": body.question,
+        "answers": answers,
+        "no_answer": not best,
+        "no_answer_probability": ranking.no_answer_probability,
+        "score": best.as_json(body.question)["score"],
+        "closest": None if best or best.closest is None else _fields(best.closest, body.question),
+        "calibrated": service.reader.calibrated,
+        "model": service.name,
+    }
+
+
+def _fields(answer: Answer, question: str) -> dict[str, Any]:
+    return {name: value for name, value in answer.as_json(question).items() if name not in ("question", "closest")}
+
+
+async def _explain(service: Service, request: Request, body: ExplainRequest) -> dict[str, Any]:
+    settings, reader, make = service.settings, service.reader, service.explain
+    if make is None:
+        raise Problem("not_found", "This server explains no answers.")
+    check_question(settings, body.question)
+    text, source = _text(body.passage)
+    check_passages(settings, [text], "passage")
+    against: Any = tuple(body.against) if isinstance(body.against, list) else body.against
+    stopped = threading.Event()
+    deadline = time.monotonic() + settings.deadline
+
+    def go_on(*_: object) -> None:
+        if stopped.is_set() or time.monotonic() > deadline:
+            raise TimeoutError
+
+    def work() -> dict[str, Any]:
+        found = make(
+            reader,
+            body.question,
+            reader.prepare(text, source),
+            method=body.method,
+            against=against,
+            threshold=body.threshold,
+            budget_s=min(settings.explain_seconds, settings.deadline),
+            trust=body.trust,
+            progress=go_on,
+        )
+        return found.as_json()
+
+    if service.explaining.locked():
+        raise Problem("overloaded", "Another answer is being explained. Try again later.", retry_after=5)
+    try:
+        with service.queue.admitted(len(await request.body())):
+            async with service.explaining:
+                return await unless_gone(request, asyncio.to_thread(work))
+    finally:
+        stopped.set()

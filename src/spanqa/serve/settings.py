@@ -1,0 +1,46 @@
+"""What an operator can set: limits, times, keys, and where the server listens. One dataclass, no reading of files or environment."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from spanqa.errors import InputError
+
+
+def setting(default: Any, help: str, least: float | None = None) -> Any:
+    """Return a field whose help the command line shows; a number below `least` is refused."""
+    return field(default=default, metadata={"help": help, "least": least})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """Limits, times and policies of a server. Sizes are bytes or characters, times are seconds."""
+
+    max_body: int = setting(4_000_000, "Largest body of a request, in bytes.", 1)
+    max_question: int = setting(2_000, "Longest question, in characters.", 1)
+    max_passage: int = setting(1_000_000, "Longest passage, in characters.", 1)
+    max_passages: int = setting(100, "Most passages of one question.", 1)
+    max_questions: int = setting(64, "Most questions in one request.", 1)
+    max_top_k: int = setting(100, "Most answers to one question.", 1)
+    max_requests: int = setting(512, "Most requests that are worked on or wait at a time.", 1)
+    max_bytes: int = setting(256_000_000, "Most bytes of bodies that are worked on or wait at a time.", 1)
+    max_wait: float = setting(
+        5.0, "Refuse a request that would wait longer than this for others, in seconds, with status 429.", 0
+    )
+    deadline: float = setting(30.0, "Give up a request after so many seconds, with status 504.", 0.001)
+    explain_seconds: float = setting(20.0, "Most seconds of work for one explanation.", 0.001)
+    rate_limit: float | None = setting(
+        None, "Requests a minute for each API key, or for each address without keys. Default: no limit.", 0.001
+    )
+    keys: tuple[str, ...] = setting((), "API keys; none: everyone may ask.")
+    hosts: tuple[str, ...] = setting((), "Names under which the server is reached, besides localhost and addresses.")
+    cors_origins: tuple[str, ...] = setting(
+        (), "Origins of web pages of others that may ask, such as https://example.org."
+    )
+    open_metrics: bool = setting(True, "Show /metrics on the main address, without a key.")
+    log_text: bool = setting(False, "Write questions into the log. They are the users' own.")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value, least = getattr(self, each.name), each.metadata["least"]
+            if least is not None and value is not None and not value >= least:
+                raise InputError(f"{each.name} is {value!r}; expected at least {least}.")
