@@ -379,6 +379,9 @@ def explain_page(record: dict[str, Any]) -> str:
 
     rows = []
     for name, row in record["rows"].items():
+        if "failed" in row:
+            rows.append([name, f"{row['megabytes']:.1f}", row["failed"].partition(" (")[0], "", ""])
+            continue
         first = row["first_picture_s"]
         seconds = f"{first['median']:.1f}" if isinstance(first, dict) else f"{first:.1f}"
         rows.append([name, f"{row['megabytes']:.1f}", seconds, ms(row.get("other_layer_ms")), f"{row['elements']:,}"])
