@@ -246,7 +246,10 @@ def test_a_full_queue_refuses_or_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     with Engine(backend) as engine:
         held(backend, engine)  # one batch runs, one waits
         engine.submit([window(90, 2)], wait=False)
-        with pytest.raises(QueueFullError, match=r"The queue holds 180 tokens of 200; these windows would add 90"):
+        with pytest.raises(
+            QueueFullError,
+            match=r"The queue holds 180 tokens of 200 that would be read before these windows, which would add 90",
+        ):
             engine.submit([window(90, 3)], wait=False)
         waited = engine.submit([window(90, 4)], deadline=time.monotonic() + 0.02)
         with pytest.raises(DeadlineError, match="The deadline passed while the queue was full"):

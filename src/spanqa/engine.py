@@ -30,7 +30,11 @@ from spanqa.windows import Window
 _LOG = logging.getLogger(__name__)
 
 QUEUE_BATCHES = 64
-"""The queue holds this many batches of tokens. When it is full, `submit` waits, or refuses."""
+"""The queue is full for a request when this many batches of tokens would be read before it and in it: `submit` waits, or refuses.
+
+What is longer does not count, since it is read later; so a long text cannot shut out short ones. All that waits is less than
+log2(limit) times the limit.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,19 +231,17 @@ class _Work:
             return False
 
     def _wait_for_space(self, request: Request, wait: bool) -> None:
-        limit = QUEUE_BATCHES * self.backend.batch_tokens
+        limit, tokens = QUEUE_BATCHES * self.backend.batch_tokens, request.waiting_tokens
 
         def fits() -> bool:
-            if self._queue.waiting_tokens + request.waiting_tokens > limit:
+            if self._queue.shorter(tokens) + tokens > limit:
                 self._drop_over()
-            return (
-                self.closed or not self._queue.requests or self._queue.waiting_tokens + request.waiting_tokens <= limit
-            )
+            return self.closed or not self._queue.requests or self._queue.shorter(tokens) + tokens <= limit
 
         if not fits() and not wait:
             raise QueueFullError(
-                f"The queue holds {self._queue.waiting_tokens:,} tokens of {limit:,}; these windows would add "
-                f"{request.waiting_tokens:,}. Try again later, or wait."
+                f"The queue holds {self._queue.shorter(tokens):,} tokens of {limit:,} that would be read before these windows, which "
+                f"would add {tokens:,}. Try again later, or wait."
             )
         timeout = None if request.deadline is None else max(0.0, request.deadline - time.monotonic())
         if not self._changed.wait_for(fits, timeout):

@@ -106,14 +106,14 @@ class Queue:
         request.unread = len(windows)
         return request
 
-    def tokens_before(self, tokens: int) -> int:
-        """Return how many tokens would be read before all of a new request of so many: what is shorter goes first.
+    def shorter(self, tokens: int) -> int:
+        """Return the tokens that wait in requests with no more than so many: they go before a new request of that size."""
+        return sum(each.waiting_tokens for each in self.requests if each.waiting_tokens <= tokens)
 
-        Every fourth batch belongs to the oldest request, so that a request gets ahead of longer ones for at most three in four.
-        """
-        shorter = sum(each.waiting_tokens for each in self.requests if each.waiting_tokens <= tokens)
-        longer = self.waiting_tokens - shorter
-        return shorter + min(longer, (shorter + tokens) // (_OLDEST_EVERY - 1))
+    def tokens_before(self, tokens: int) -> int:
+        """Return how many tokens are read before a new request of so many is done: the shorter ones, and the turns of the oldest."""
+        shorter = self.shorter(tokens)
+        return shorter + min(self.waiting_tokens - shorter, (shorter + tokens) // (_OLDEST_EVERY - 1))
 
     def add(self, request: Request) -> None:
         """Let a request wait."""

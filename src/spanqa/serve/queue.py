@@ -33,8 +33,8 @@ from spanqa.windows import Window, check_question, cut
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-CHARACTERS_PER_TOKEN = 4.0
-"""An estimate, for texts that have not been encoded yet."""
+CHARACTERS_PER_TOKEN = 3.0
+"""An estimate, for texts that have not been encoded yet; windows overlap, which counts."""
 
 LONG_TEXT = 20_000
 """Requests of more characters than this are encoded and decoded in a thread of their own, so that short ones do not wait for them."""
