@@ -1,9 +1,10 @@
 """What can go wrong with a request, and the one form in which a client is told: {"error": message, "error_type": type}."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError, SpanQAError
+from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError
 
 STATUS: Mapping[str, int] = {
     "invalid_json": 400,
@@ -51,7 +52,7 @@ class Problem(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Headers of the response: Retry-After in whole seconds, at least 1, where the client may try again."""
-        again = {} if self.retry_after is None else {"retry-after": str(max(1, round(self.retry_after + 0.5)))}
+        again = {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
         return {**self._headers, **again}
 
 
@@ -71,5 +72,4 @@ def problem_of(error: Exception) -> Problem:
         return Problem("validation", str(error))
     if isinstance(error, BackendError):
         return Problem("internal", "The model could not read this text. The log of the server says more.")
-    assert not isinstance(error, SpanQAError) or error
     return Problem("internal", "Something went wrong in the server. Its log says more.")

@@ -12,7 +12,7 @@ from spanqa.serve.settings import ServeSettings
 class Body(BaseModel):
     """A JSON object with exactly these fields, of exactly these types."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _kind(value: Any) -> str:
