@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
 
@@ -160,3 +161,16 @@ def test_that_guard_fails_where_every_backend_is_named_and_one_or_nncf_is_missin
     monkeypatch.setattr(sys.modules[__name__], "NAMED", ["numpy", "openvino"])
     with pytest.raises(pytest.skip.Exception, match=f"these are not installed: {missing}"):
         guard(request, set())
+
+
+OURS = {".py", ".html", ".css", ".js", ".typed", ".md", ".json"}  # and the files of the model that are named below
+OF_OTHERS = {"vocab.txt", "tokenizer.json", "config.json", "model.safetensors"}
+
+
+def test_the_notices_name_every_file_that_comes_from_others() -> None:
+    files = [path for path in SOURCE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    others = {path.name for path in files if path.suffix not in OURS or path.name in OF_OTHERS}
+    assert others == OF_OTHERS
+    [notices] = [file for file in distribution("spanqa").files or () if file.name == "THIRD_PARTY_NOTICES.md"]
+    text = Path(str(notices.locate())).read_text("utf-8")
+    assert [name for name in sorted(others) if f"`{name}`" not in text and f"/{name}`" not in text] == []
