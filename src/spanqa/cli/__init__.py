@@ -9,6 +9,7 @@ from spanqa.cli.evaluate import evaluate
 from spanqa.cli.explain import explain
 from spanqa.cli.info import info
 from spanqa.cli.quantize import quantize
+from spanqa.cli.serve import serve
 from spanqa.cli.train import train
 from spanqa.cli.tune import tune
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, explain, evaluate, diagnose, train, tune, check, quantize, info):
+for verb in (ask, explain, evaluate, diagnose, train, tune, check, quantize, serve, info):
     app.command()(verb)
 
 

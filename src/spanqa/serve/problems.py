@@ -20,6 +20,7 @@ STATUS: Mapping[str, int] = {
     "validation": 422,
     "overloaded": 429,
     "rate_limited": 429,
+    "headers_too_large": 431,
     "client_gone": 499,
     "internal": 500,
     "loading": 503,

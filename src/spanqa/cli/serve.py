@@ -1,0 +1,212 @@
+"""`spanqa serve`: answers over HTTP, and a page to try it.
+
+Most options are the fields of `ServeSettings` and `ServerOptions`; every option is also an environment variable, SPANQA_ and its
+name.
+"""
+
+import inspect
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+from typer.models import OptionInfo
+
+from spanqa.cli import options
+from spanqa.serve.listening import ServerOptions
+from spanqa.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from spanqa.serve.service import Service
+
+NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
+"""Settings that are not options of the same name. Keys are not on the command line, which every user of a machine can read."""
+
+KEYS = "SPANQA_API_KEYS"
+"""The variable that holds API keys, with white space or commas between them."""
+
+
+def _port(given: str) -> int:
+    """Return the port; Kubernetes sets SPANQA_PORT to tcp://... where a service is called spanqa, which says nothing to us."""
+    if given.startswith("tcp://"):
+        return int(os.environ.get("AIP_HTTP_PORT", "8000"))
+    try:
+        return int(given)
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is not a number") from None
+
+
+SPECIAL: dict[str, dict[str, Any]] = {
+    "port": {"parser": _port, "metavar": "INTEGER", "envvar": ["SPANQA_PORT", "AIP_HTTP_PORT"]},
+}
+"""What options need beyond what their field says."""
+
+
+def serve(
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(help="CPU threads of each worker. Default: all cores, shared by the workers.", show_default=False),
+    ] = None,
+    max_seq_length: options.MaxSeqLength = None,
+    overlap: options.Overlap = None,
+    max_answer_tokens: options.MaxAnswerTokens = None,
+    name: Annotated[str, typer.Option(help="Name under which clients see the model. Default: its own.")] = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"File with API keys, one a line. The variable {KEYS} may hold them instead. Default: everyone may ask.",
+        ),
+    ] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="")] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written, on standard error.")] = (
+        "text"
+    ),
+    open_page: Annotated[
+        bool, typer.Option("--open", envvar="SPANQA_OPEN", help="Open the page in the browser when ready.")
+    ] = False,
+    **values: Any,
+) -> None:
+    """Answer questions over HTTP, and show a page to try it.
+
+    It listens on this machine only, unless --host says otherwise. TLS ends at a proxy.
+    """
+    from spanqa.extras import require
+
+    require("serve")
+    from spanqa.serve.server import run
+
+    listen = ServerOptions(**{each.name: values.pop(each.name) for each in fields(ServerOptions)})
+    settings = ServeSettings(
+        **values,
+        keys=_keys(key_file),
+        hosts=tuple(allowed_host or ()),
+        cors_origins=tuple(cors_origin or ()),
+        open_metrics=listen.metrics_port is None,
+    )
+    if threads is None and listen.workers > 1:
+        threads = max(1, _cores() // listen.workers)
+    load = partial(
+        options.load_reader,
+        model=model,
+        revision=revision,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_seq_length=max_seq_length,
+        overlap=overlap,
+        max_answer_tokens=max_answer_tokens,
+    )
+    say = _Say(log_format)
+    if not listen.local and not settings.keys:
+        say(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
+    make = partial(_make_service, settings, name, log_format)
+    code = run(make, load, listen, say=say, when_ready=_open_browser if open_page else lambda url: None)
+    if code:
+        raise typer.Exit(code)
+
+
+def _make_service(settings: ServeSettings, name: str, log_format: str) -> "Service":
+    """Return what a process serves; called once in each of them."""
+    from spanqa.explain.attribute import attribute
+    from spanqa.serve.service import Service
+
+    _set_up_log(log_format)
+    return Service(settings, explain=attribute, name=name)
+
+
+def _set_up_log(log_format: str) -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys of the file and of the environment."""
+    from spanqa.errors import InputError
+
+    given = [each for each in re.split(r"[\s,]+", os.environ.get(KEYS, "")) if each]
+    if file is None:
+        return tuple(given)
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"The keys cannot be read from {str(file)!r}: {getattr(error, 'strerror', '') or 'it is no UTF-8 text'}."
+        ) from None
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise InputError(f"{str(file)!r} holds no key. Write one a line, or leave --key-file out.")
+    return (*found, *given)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Say:
+    """Writes a line for people to standard error, in the form of the log."""
+
+    log_format: str
+
+    def __call__(self, line: str) -> None:
+        if self.log_format == "json":
+            import json
+            import time
+
+            typer.echo(json.dumps({"time": time.time(), "level": "info", "message": line}), err=True)
+            return
+        from rich.console import Console
+
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spanqa: {line}", markup=False)
+
+
+def _open_browser(url: str) -> None:
+    import webbrowser
+
+    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for each setting, and each option its environment variable."""
+    signature = inspect.signature(command)
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    settings = [each for each in fields(ServeSettings) if each.name not in NOT_OPTIONS]
+    helps = {each.name: each.metadata["help"] for each in fields(ServeSettings)}
+    of_lists = {"allowed_host": helps["hosts"], "cors_origin": helps["cors_origins"]}
+    for each in (*fields(ServerOptions), *settings):
+        option = typer.Option(help=each.metadata["help"], show_default=each.default not in (None, "", False))
+        parameters.append(
+            inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=Annotated[each.type, option]
+            )
+        )
+    done = []
+    for parameter in parameters:
+        kind, option = get_args(parameter.annotation)
+        option = copy(option)
+        assert isinstance(option, OptionInfo)
+        option.envvar = option.envvar or f"SPANQA_{parameter.name.upper()}"
+        option.help = option.help or of_lists[parameter.name]
+        for attribute, value in SPECIAL.get(parameter.name, {}).items():
+            setattr(option, attribute, value)
+        done.append(parameter.replace(annotation=Annotated[kind, option], kind=parameter.KEYWORD_ONLY))
+    command.__signature__ = signature.replace(parameters=done)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in done}
+    return command
+
+
+serve = _with_fields(serve)
