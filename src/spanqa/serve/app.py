@@ -1,7 +1,6 @@
 """The ASGI application: all routes over one `Service`, and one form of error for everything that goes wrong."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,7 +11,7 @@ from starlette.exceptions import HTTPException
 from spanqa import __version__
 from spanqa.serve.problems import STATUS, Problem, problem_of
 from spanqa.serve.routes import answers, huggingface, operation
-from spanqa.serve.routes.bodies import ErrorBody
+from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -61,17 +60,3 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     }
     problem = Problem(error_type, says.get(error_type, str(error.detail)), headers=error.headers or {})
     return await _answer_problem(request, problem)
-
-
-def invalid(errors: Sequence[Any]) -> Problem:
-    """Return what is wrong with a body, field by field; nothing that the user wrote is in it."""
-    if any(error["type"] == "json_invalid" for error in errors):
-        return Problem("invalid_json", "The body is not JSON.")
-    return Problem("validation", "; ".join(map(_field, errors[:5])))
-
-
-def _field(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part not in ("body", "one", "list", "text", "object"))
-    if error["type"] == "extra_forbidden":
-        return f"{place}: there is no such field."
-    return f"{place or 'body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -13,7 +13,7 @@ from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
-from spanqa.serve.routes.bodies import Body, check_passages, check_question, check_top_k
+from spanqa.serve.routes.bodies import Body, Items, check_passages, check_question, check_top_k
 from spanqa.serve.service import Service, unless_gone
 
 
@@ -35,7 +35,7 @@ class AnswersRequest(Body):
     """A question, and the texts to read."""
 
     question: str
-    passages: list[Passages]
+    passages: Items[Passages]
     top_k: int = 1
     """Most answers to return, best first."""
     no_answer: Literal["auto", "on", "off"] = "auto"

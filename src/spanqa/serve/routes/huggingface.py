@@ -18,7 +18,7 @@ from spanqa.errors import InputError
 from spanqa.pipelines.calls import CallSettings
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPipeline
-from spanqa.serve.routes.bodies import KIND, Body, TextOrTexts, check_passages, check_question, check_top_k
+from spanqa.serve.routes.bodies import KIND, Body, Items, TextOrTexts, check_passages, check_question, check_top_k
 from spanqa.serve.service import Service
 
 
@@ -58,7 +58,7 @@ class Parameters(Body):
 class QuestionAnswering(Body):
     """One or more questions, each with its text."""
 
-    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[list[Pair], Tag("list")], KIND]
+    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[Items[Pair], Tag("list")], KIND]
     parameters: Parameters | None = None
 
 
