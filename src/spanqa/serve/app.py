@@ -1,6 +1,8 @@
 """The ASGI application: all routes over one `Service`, and one form of error for everything that goes wrong."""
 
 import logging
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from spanqa import __version__
 from spanqa.serve.problems import STATUS, Problem, problem_of
-from spanqa.serve.routes import answers, huggingface, operation
+from spanqa.serve.routes import aliases, answers, huggingface, inference, operation
 from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
 
@@ -23,17 +25,32 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(service: Service) -> FastAPI:
-    """Return the application that serves this service; it can be mounted in another one."""
+def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> FastAPI:
+    """Return the application that serves this service; it can be mounted in another one.
+
+    `environ` may name the routes of Vertex AI (`spanqa.serve.routes.aliases`).
+
+    Raises:
+        InputError: it names what is no path.
+    """
     app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
     app.state.service = service
-    for module in (operation, huggingface, answers):
-        app.include_router(module.routes(service))
+    routers = [aliases.routes(service, environ)]
+    routers += [module.routes(service) for module in (operation, huggingface, answers, inference)]
+    taken: set[tuple[str, str]] = set()
+    for router in routers:  # an operator may give Vertex AI a path of ours, such as /predict
+        router.routes = [route for route in router.routes if not taken & _names(route)]
+        taken.update(*map(_names, router.routes))
+        app.include_router(router)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_problem)
     return app
+
+
+def _names(route: Any) -> set[tuple[str, str]]:
+    return {(method, route.path) for method in route.methods}
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:

@@ -104,6 +104,16 @@ def check_top_k(settings: ServeSettings, top_k: int, where: str = "top_k") -> No
         raise Problem("validation", f"{where}: is {bounded(top_k)}; expected 1 to {settings.max_top_k}.")
 
 
+def check_probability(probability: float, where: str) -> None:
+    """Check a probability.
+
+    Raises:
+        Problem: "validation".
+    """
+    if not 0 <= probability <= 1:
+        raise Problem("validation", f"{where}: expected a number from 0 to 1.")
+
+
 def bounded(number: int) -> str:
     """Return a number as text; one of very many digits is described."""
     return f"{number:,}" if abs(number) < 10**18 else "a number of more than 18 digits"
