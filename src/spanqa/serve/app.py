@@ -1,7 +1,8 @@
 """The ASGI application: all routes over one `Service`, and one form of error for everything that goes wrong."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,8 +12,8 @@ from starlette.exceptions import HTTPException
 
 from spanqa import __version__
 from spanqa.serve.problems import STATUS, Problem, problem_of
-from spanqa.serve.routes import answers, huggingface, operation
-from spanqa.serve.routes.bodies import ErrorBody
+from spanqa.serve.routes import aliases, answers, huggingface, inference, operation
+from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
@@ -24,17 +25,32 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(service: Service) -> FastAPI:
-    """Return the application that serves this service; it can be mounted in another one."""
+def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> FastAPI:
+    """Return the application that serves this service; it can be mounted in another one.
+
+    `environ` may name the routes of Vertex AI (`spanqa.serve.routes.aliases`).
+
+    Raises:
+        InputError: it names what is no path.
+    """
     app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
     app.state.service = service
-    for module in (operation, huggingface, answers):
-        app.include_router(module.routes(service))
+    routers = [aliases.routes(service, environ)]
+    routers += [module.routes(service) for module in (operation, huggingface, answers, inference)]
+    taken: set[tuple[str, str]] = set()
+    for router in routers:  # an operator may give Vertex AI a path of ours, such as /predict
+        router.routes = [route for route in router.routes if not taken & _names(route)]
+        taken.update(*map(_names, router.routes))
+        app.include_router(router)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_problem)
     return app
+
+
+def _names(route: Any) -> set[tuple[str, str]]:
+    return {(method, route.path) for method in route.methods}
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
@@ -61,17 +77,3 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     }
     problem = Problem(error_type, says.get(error_type, str(error.detail)), headers=error.headers or {})
     return await _answer_problem(request, problem)
-
-
-def invalid(errors: Sequence[Any]) -> Problem:
-    """Return what is wrong with a body, field by field; nothing that the user wrote is in it."""
-    if any(error["type"] == "json_invalid" for error in errors):
-        return Problem("invalid_json", "The body is not JSON.")
-    return Problem("validation", "; ".join(map(_field, errors[:5])))
-
-
-def _field(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part not in ("body", "one", "list", "text", "object"))
-    if error["type"] == "extra_forbidden":
-        return f"{place}: there is no such field."
-    return f"{place or 'body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"

@@ -13,7 +13,7 @@ from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
-from spanqa.serve.routes.bodies import Body, check_passages, check_question, check_top_k
+from spanqa.serve.routes.bodies import Body, Items, check_passages, check_probability, check_question, check_top_k
 from spanqa.serve.service import Service, unless_gone
 
 
@@ -35,7 +35,7 @@ class AnswersRequest(Body):
     """A question, and the texts to read."""
 
     question: str
-    passages: list[Passages]
+    passages: Items[Passages]
     top_k: int = 1
     """Most answers to return, best first."""
     no_answer: Literal["auto", "on", "off"] = "auto"
@@ -101,8 +101,7 @@ def routes(service: Service) -> APIRouter:
         check_top_k(settings, body.top_k)
         texts, sources = zip(*map(_text, body.passages), strict=True) if body.passages else ((), ())
         check_passages(settings, texts)
-        if not 0 <= body.min_probability <= 1:
-            raise Problem("validation", "min_probability: expected a number from 0 to 1.")
+        check_probability(body.min_probability, "min_probability")
         try:
             least = least_score(reader.answers, body.no_answer, body.threshold)
         except InputError as error:

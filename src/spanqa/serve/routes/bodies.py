@@ -1,18 +1,32 @@
 """What the bodies of all protocols share: strict models, values of two kinds, and the limits of the server."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from spanqa.serve.problems import Problem
 from spanqa.serve.settings import ServeSettings
+
+T = TypeVar("T")
+
+Items = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is read up to its first mistake: one body can hold a million of them."""
 
 
 class Body(BaseModel):
     """A JSON object with exactly these fields, of exactly these types."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown_field(cls, given: Any) -> Any:
+        """Leave one of the fields that there are not: it is refused, and a million others need no message each."""
+        if not isinstance(given, dict) or len(given) <= len(cls.model_fields):
+            return given
+        unknown = next(name for name in given if name not in cls.model_fields)
+        return {name: given[name] for name in (*cls.model_fields, unknown) if name in given}
 
 
 def _kind(value: Any) -> str:
@@ -22,7 +36,7 @@ def _kind(value: Any) -> str:
 KIND = Discriminator(_kind)
 """Tells one value from a list of them, so that an error names what is wrong with the kind that was given."""
 
-TextOrTexts = Annotated[Annotated[str, Tag("one")] | Annotated[list[str], Tag("list")], KIND]
+TextOrTexts = Annotated[Annotated[str, Tag("one")] | Annotated[Items[str], Tag("list")], KIND]
 
 
 class ErrorBody(BaseModel):
@@ -30,6 +44,20 @@ class ErrorBody(BaseModel):
 
     error: str
     error_type: str
+
+
+def invalid(errors: Sequence[Any]) -> Problem:
+    """Return what is wrong with a body, field by field, from pydantic's errors; nothing that the user wrote is in it."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Problem("invalid_json", "The body is not JSON.")
+    return Problem("validation", "; ".join(map(_field, errors[:5])))
+
+
+def _field(error: Any) -> str:
+    place = ".".join(str(part)[:60] for part in error["loc"] if part not in ("body", "one", "list", "text", "object"))
+    if error["type"] == "extra_forbidden":
+        return f"{place}: there is no such field."
+    return f"{place or 'body'}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def check_question(settings: ServeSettings, question: str, where: str = "question") -> None:
@@ -74,6 +102,16 @@ def check_top_k(settings: ServeSettings, top_k: int, where: str = "top_k") -> No
     """
     if not 1 <= top_k <= settings.max_top_k:
         raise Problem("validation", f"{where}: is {bounded(top_k)}; expected 1 to {settings.max_top_k}.")
+
+
+def check_probability(probability: float, where: str) -> None:
+    """Check a probability.
+
+    Raises:
+        Problem: "validation".
+    """
+    if not 0 <= probability <= 1:
+        raise Problem("validation", f"{where}: expected a number from 0 to 1.")
 
 
 def bounded(number: int) -> str:

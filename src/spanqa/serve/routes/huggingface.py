@@ -18,7 +18,7 @@ from spanqa.errors import InputError
 from spanqa.pipelines.calls import CallSettings
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPipeline
-from spanqa.serve.routes.bodies import KIND, Body, TextOrTexts, check_passages, check_question, check_top_k
+from spanqa.serve.routes.bodies import KIND, Body, Items, TextOrTexts, check_passages, check_question, check_top_k
 from spanqa.serve.service import Service
 
 
@@ -55,11 +55,20 @@ class Parameters(Body):
     """Whether answers are whole words. Default: true."""
 
 
+class Options(Body):
+    """What clients of the Inference API send. None of it changes the answer: nothing is kept, and the model is there."""
+
+    use_cache: bool | None = None
+    use_gpu: bool | None = None
+    wait_for_model: bool | None = None
+
+
 class QuestionAnswering(Body):
     """One or more questions, each with its text."""
 
-    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[list[Pair], Tag("list")], KIND]
+    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[Items[Pair], Tag("list")], KIND]
     parameters: Parameters | None = None
+    options: Options | None = None
 
 
 class PipelineAnswer(BaseModel):
@@ -88,14 +97,18 @@ def routes(service: Service) -> APIRouter:
 
 
 async def answer_pairs(
-    service: Service, request: Request, inputs: QuestionContext | list[Pair], parameters: Parameters | None
+    service: Service,
+    request: Request,
+    inputs: QuestionContext | list[Pair],
+    parameters: Parameters | None,
+    where: str = "inputs",
 ) -> Any:
-    """Return what transformers' pipeline would, for one question or several.
+    """Return what transformers' pipeline would, for one question or several; `where` is their field of the body.
 
     Raises:
         Problem: a text or a parameter cannot be used.
     """
-    pairs, several = _pairs(inputs)
+    pairs, several = _pairs(inputs, where)
     given = {} if parameters is None else parameters.model_dump(exclude_none=True)
     check_top_k(service.settings, given.get("top_k", 1), "parameters.top_k")
     try:
@@ -106,19 +119,20 @@ async def answer_pairs(
     if settings.max_seq_len is not None and settings.max_seq_len > longest:
         raise Problem("validation", f"parameters.max_seq_len: the model reads at most {longest} tokens.")
     for number, (question, context) in enumerate(pairs):
-        check_question(service.settings, question, f"inputs.{number}.question" if several else "inputs.question")
-        check_passages(service.settings, [context], f"inputs.{number}.context" if several else "inputs.context")
+        place = f"{where}.{number}" if several else where
+        check_question(service.settings, question, f"{place}.question")
+        check_passages(service.settings, [context], f"{place}.context")
     asked = [AskedOfPipeline(service.reader, question, context, settings) for question, context in pairs]
     found = await service.answer(request, asked)
     answers = [each if settings.top_k > 1 else each[0] for each in found]
     return answers if several else answers[0]
 
 
-def _pairs(inputs: QuestionContext | list[Pair]) -> tuple[list[tuple[str, str]], bool]:
+def _pairs(inputs: QuestionContext | list[Pair], where: str) -> tuple[list[tuple[str, str]], bool]:
     """Return the pairs of question and context, and whether they were given as lists."""
     if isinstance(inputs, list):
         if not inputs:
-            raise Problem("validation", "inputs: is an empty list; give at least one question.")
+            raise Problem("validation", f"{where}: is an empty list; give at least one question.")
         return [(each.question, each.context) for each in inputs], True
     question, context = inputs.question, inputs.context
     if isinstance(question, str):

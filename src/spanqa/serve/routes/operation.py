@@ -52,6 +52,26 @@ def check_ready(service: Service) -> None:
         raise Problem("draining", "The server is being stopped. Ask another one.", retry_after=1)
 
 
+def model_name(service: Service) -> str:
+    """Return the name of the model.
+
+    Raises:
+        Problem: "loading".
+    """
+    assert service.reader is not None
+    return service.name
+
+
+def check_model(service: Service, model: str) -> None:
+    """Check that a request names the model that is served here.
+
+    Raises:
+        Problem: "loading" or "not_found".
+    """
+    if model != model_name(service):
+        raise Problem("not_found", f"There is no such model here, only {service.name!r}.")
+
+
 def describe(service: Service) -> dict[str, Any]:
     """Return what /info shows: no paths, no keys.
 
