@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from spanqa import __version__
 from spanqa.serve.problems import STATUS, Problem, problem_of
-from spanqa.serve.routes import answers, huggingface, operation
+from spanqa.serve.routes import answers, huggingface, operation, pages
 from spanqa.serve.routes.bodies import ErrorBody
 from spanqa.serve.service import Service
 
@@ -28,7 +28,7 @@ def make_app(service: Service) -> FastAPI:
     """Return the application that serves this service; it can be mounted in another one."""
     app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
     app.state.service = service
-    for module in (operation, huggingface, answers):
+    for module in (operation, huggingface, answers, pages):
         app.include_router(module.routes(service))
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
