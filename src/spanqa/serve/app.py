@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from spanqa import __version__
 from spanqa.serve.problems import STATUS, Problem, problem_of
-from spanqa.serve.routes import aliases, answers, huggingface, inference, operation
+from spanqa.serve.routes import aliases, answers, huggingface, inference, operation, pages
 from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
 
@@ -36,7 +36,7 @@ def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> FastA
     app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
     app.state.service = service
     routers = [aliases.routes(service, environ)]
-    routers += [module.routes(service) for module in (operation, huggingface, answers, inference)]
+    routers += [module.routes(service) for module in (operation, huggingface, answers, inference, pages)]
     taken: set[tuple[str, str]] = set()
     for router in routers:  # an operator may give Vertex AI a path of ours, such as /predict
         router.routes = [route for route in router.routes if not taken & _names(route)]
