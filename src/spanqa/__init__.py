@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spanqa.answers import Answer, Ranking
+    from spanqa.client import Client
     from spanqa.errors import SpanQAError
     from spanqa.reader import Reader
     from spanqa.squad import Example, read_squad
@@ -29,6 +30,7 @@ logging.getLogger("spanqa").addHandler(logging.NullHandler())
 
 _HOMES = {
     "Answer": "spanqa.answers",
+    "Client": "spanqa.client",
     "Example": "spanqa.squad",
     "Passage": "spanqa.tokens",
     "Ranking": "spanqa.answers",
@@ -41,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "Client",
     "Example",
     "Passage",
     "Ranking",

@@ -12,7 +12,7 @@ It does not run the model; it is given the logits.
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -112,6 +112,26 @@ class Answer:
     def as_json(self, question: str) -> dict[str, Any]:
         """Return the fields, with the question first, as JSON can write them (no infinity); `closest` has no question."""
         return {"question": question, **self._fields()}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any], passages: Sequence[str]) -> "Answer":
+        """Return the answer whose fields, as `as_json` gives them, these are; `passages` are the texts that were read."""
+        start, end, score, closest = fields["start"], fields["end"], fields["score"], fields.get("closest")
+        index = fields.get("passage_index")
+        context, first = ("", 0) if index is None else context_around(passages[index], start, end)
+        return cls(
+            text=fields["text"],
+            start=start,
+            end=end,
+            score=-math.inf if score is None else score,
+            probability=fields["probability"],
+            no_answer_probability=fields["no_answer_probability"],
+            passage_index=index,
+            source=fields.get("source"),
+            closest=None if closest is None else cls.from_json(closest, passages),
+            _context=context,
+            _context_start=first,
+        )
 
     def _fields(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@
     │   ├── QueueFullError                    the queue is full, and the caller does not wait
     │   ├── DeadlineError(TimeoutError)       the deadline passed first
     │   └── ClosedError                       the reader or its engine was closed
+    ├── ServerError(RuntimeError)             a server refused what `spanqa.Client` asked, or cannot be reached
     ├── TrainingError(RuntimeError)           training cannot go on
     │   └── InterruptedTrainingError          a signal stopped it; a checkpoint was written
     └── AccuracyLostError(ValueError)         a quantized model lost more F1 than allowed
@@ -69,6 +70,20 @@ class DeadlineError(EngineError, TimeoutError):
 
 class ClosedError(EngineError):
     """The reader, or its engine, was closed."""
+
+
+class ServerError(SpanQAError, RuntimeError):
+    """A server refused a request, or cannot be reached.
+
+    `status` is the HTTP status, None where there was no response; `error_type` is the server's name for the problem, or "";
+    `retry_after` are the seconds after which it wants to be asked again, if it said so.
+    """
+
+    def __init__(
+        self, message: str, status: int | None = None, error_type: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.error_type, self.retry_after = status, error_type, retry_after
 
 
 class TrainingError(SpanQAError, RuntimeError):

@@ -1,0 +1,148 @@
+"""Asks a server of spanqa over HTTP the way a `Reader` is asked; the answers are the same. Needs `pip install spanqa[client]`."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from email.utils import mktime_tz, parsedate_tz
+from itertools import islice
+from typing import Any
+
+from spanqa.answers import Answer
+from spanqa.errors import DeadlineError, InputError, ServerError, SpanQAError
+from spanqa.extras import require
+
+AT_ONCE = 32
+"""Questions of `ask_many` that are asked at the same time, so that the server can read them in one batch."""
+
+LONGEST_WAIT = 60.0
+"""Seconds: the most that a client waits before it sends a request again, whatever Retry-After says."""
+
+PassageText = str | Mapping[str, str | None]
+"""A text, or {"text": ..., "source": ...}: the answers get the source."""
+
+
+class Client(AbstractContextManager["Client"]):
+    """A server of spanqa, to be asked from any number of threads.
+
+        with Client("http://127.0.0.1:8000") as client:
+            client.ask("Who built it?", "The pier was built by Anna Kestrel.").text    # 'Anna Kestrel'
+
+    `timeout` are seconds without a sign of the server. A request that a full or starting server refuses (429, 503), or that finds
+    no server, is sent again up to `retries` times: after the seconds of Retry-After, or else 0.5, 1, 2 ... seconds. `transport` is
+    one of httpx, for what a URL cannot say: `httpx.HTTPTransport(uds="/run/spanqa.sock")` for a unix socket. `ask`, `ask_many` and
+    `rank` take the options of `Reader`: `threshold`, `no_answer` and `min_probability`.
+
+    Raises:
+        InputError: the URL is wrong. The methods raise it where a text cannot be sent.
+        NotInstalledError: httpx is not installed.
+        ServerError: from the methods: the server refuses the request, or cannot be reached.
+        DeadlineError: from the methods: there was no answer in time.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, timeout: float = 60.0, retries: int = 3, transport: Any = None
+    ) -> None:
+        require("client")
+        import httpx
+
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"url is {url!r}; expected one like http://127.0.0.1:8000.")
+        self.url, self.retries = url.rstrip("/"), retries
+        headers = {"X-Scale-Up-Timeout": f"{max(1.0, timeout):.0f}"}  # Hugging Face waits for a server to start
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
+        limits = httpx.Limits(max_keepalive_connections=AT_ONCE)
+        self._http = httpx.Client(headers=headers, timeout=timeout, limits=limits, transport=transport)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ask(self, question: str, passage: PassageText, **options: Any) -> Answer:
+        """Return the words of the passage that answer the question, or an answer whose text is ""."""
+        texts, reply = self._answers(question, [passage], 1, options)
+        none = {"text": "", "start": None, "end": None, "probability": reply["no_answer_probability"]}
+        return Answer.from_json(reply["answers"][0] if reply["answers"] else {**reply, **none}, texts)
+
+    def ask_many(self, pairs: Iterable[tuple[str, PassageText]], **options: Any) -> Iterator[Answer]:
+        """Yield an answer for each (question, passage), in order, as the stream comes in; an error says which pair it was."""
+        pool, stream, number = ThreadPoolExecutor(AT_ONCE, "spanqa-client"), iter(pairs), 0
+        try:
+            waiting = deque(pool.submit(self.ask, *pair, **options) for pair in islice(stream, AT_ONCE))
+            while waiting:
+                number += 1
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(self.ask, *pair, **options) for pair in islice(stream, 1))
+        except SpanQAError as error:
+            error.args = (f"Pair {number}: {error}",)
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def rank(self, question: str, passages: Sequence[PassageText], top_k: int = 5, **options: Any) -> list[Answer]:
+        """Return the best spans of all passages, best first; [] where all score too low."""
+        texts, reply = self._answers(question, passages, top_k, options)
+        return [Answer.from_json(fields, texts) for fields in reply["answers"]]
+
+    def explain(self, question: str, passage: PassageText, **options: Any) -> dict[str, Any]:
+        """Return what /v1/explain says of an answer; the options are its method, against, threshold and trust."""
+        return self._send("POST", "/v1/explain", {"question": question, "passage": passage, **options})
+
+    def info(self) -> dict[str, Any]:
+        """Return the model, its settings and the server's limits."""
+        return self._send("GET", "/info")
+
+    def ready(self) -> bool:
+        """Return whether the server takes questions now; False, too, where nothing listens."""
+        try:
+            return bool(self._send("GET", "/ready", attempt=self.retries))
+        except (ServerError, DeadlineError):
+            return False
+
+    def _answers(self, question: str, passages: Sequence[PassageText], top_k: int, options: Any) -> Any:
+        given = [passages] if isinstance(passages, str) else list(passages)
+        reply = self._send("POST", "/v1/answers", {"question": question, "passages": given, "top_k": top_k, **options})
+        return [each if isinstance(each, str) else each["text"] for each in given], reply
+
+    def _send(self, method: str, path: str, body: Any = None, attempt: int = 0) -> dict[str, Any]:
+        import httpx
+
+        try:
+            return _read(self._http.request(method, self.url + path, json=body))
+        except ValueError as error:
+            raise InputError(f"This cannot be sent as JSON: {error}.") from None
+        except httpx.TimeoutException as error:
+            raise DeadlineError(f"{self.url} did not answer in time ({type(error).__name__}).") from error
+        except httpx.TransportError as error:
+            problem = ServerError(f"{self.url} cannot be reached: {error}")
+        except ServerError as error:
+            problem = error
+        if problem.status in (408, 504):
+            raise DeadlineError(str(problem))
+        if problem.status not in (None, 429, 503) or attempt >= self.retries:
+            raise problem
+        wait = 0.5 * 2.0 ** min(attempt, 9) if problem.retry_after is None else problem.retry_after
+        time.sleep(min(wait, LONGEST_WAIT) * random.uniform(1, 1.25))  # not all clients at the same time
+        return self._send(method, path, body, attempt + 1)
+
+
+def _read(response: Any) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError:  # of a proxy, perhaps
+        body = None
+    fields = body if isinstance(body, dict) else {}
+    if response.is_success and fields:
+        return fields
+    headers = response.headers  # Azure hides the status of every refusal behind 424
+    status = int(headers.get("ms-azureml-model-error-statuscode", response.status_code))
+    said = fields.get("error") or headers.get("ms-azureml-model-error-reason") or response.text[:200]
+    asked, date = headers.get("Retry-After", ""), parsedate_tz(headers.get("Retry-After", ""))
+    seconds = float(asked) if asked.isdecimal() else max(0.0, mktime_tz(date) - time.time()) if date else None
+    raise ServerError(f"{response.url} answered {status}: {said}", status, fields.get("error_type", ""), seconds)
