@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -202,6 +201,26 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(reader: Reader) -
         asyncio.run(run(queue))
 
 
+def test_requests_that_come_at_once_count_before_they_are_in_the_queue(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Event()
+    prepare = AskedOfPassages.prepare
+    monkeypatch.setattr(AskedOfPassages, "prepare", lambda self: gate.wait(30) and prepare(self))
+
+    async def run(queue: AnswerQueue) -> list[Any]:
+        queue.tokens_per_second = 10.0
+        tasks = [asyncio.ensure_future(queue.answer([ask(reader)], soon())) for _ in range(10)]
+        await until(lambda: any(task.done() for task in tasks))
+        gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with queue_of(reader, max_wait=7.0) as queue:
+        found = asyncio.run(run(queue))
+    # 100 characters are 33 tokens, 3.3 seconds each: the first three wait for 0, 3.3 and 6.6 seconds
+    assert [isinstance(each, Problem) for each in found] == [False] * 3 + [True] * 7
+
+
 def test_a_long_text_is_read_when_nothing_else_waits_however_slow_the_machine(reader: Reader) -> None:
     with queue_of(reader, max_wait=0.0) as queue:
         queue.tokens_per_second = 1.0
@@ -317,7 +336,7 @@ def test_a_request_whose_client_has_gone_is_never_read(
     assert gated(reader).began == served
 
 
-def test_decoding_that_nobody_waits_for_is_not_begun(reader: Reader, tmp_path: Path) -> None:
+def test_decoding_that_nobody_waits_for_is_not_begun(reader: Reader) -> None:
     decoded: list[str] = []
 
     class Noted(AskedOfPassages):
@@ -326,13 +345,15 @@ def test_decoding_that_nobody_waits_for_is_not_begun(reader: Reader, tmp_path: P
             return super().decode(reading)
 
     async def run(queue: AnswerQueue) -> None:
-        gated(reader).gate.clear()
+        long = await hold(queue, reader)
+        waiting = reader.engine.waiting_tokens
         task = asyncio.ensure_future(queue.answer([Noted(reader, "Who?", [PASSAGE], [None])], soon()))
-        await until(lambda: gated(reader).began)
+        await until(lambda: reader.engine.waiting_tokens > waiting)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         gated(reader).gate.set()
+        await long
 
     with queue_of(reader) as queue:
         asyncio.run(run(queue))

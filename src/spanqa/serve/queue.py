@@ -132,6 +132,7 @@ class AnswerQueue:
         self.engine = engine
         self.max_wait, self.max_requests, self.max_bytes = max_wait, max_requests, max_bytes
         self.requests = self.bytes = 0
+        self._preparing = 0  # an estimate of the tokens that are not in the engine's queue yet
         self.tokens_per_second = math.inf
         self._short = ThreadPoolExecutor(4, "spanqa-serve")
         self._long = ThreadPoolExecutor(1, "spanqa-serve-long")
@@ -175,22 +176,28 @@ class AnswerQueue:
         """
         times = Times() if times is None else times
         characters = sum(each.characters for each in asked)
-        self._check_wait(int(characters / CHARACTERS_PER_TOKEN))
+        tokens = int(characters / CHARACTERS_PER_TOKEN)
+        self._check_wait(tokens)
         threads = self._long if characters > LONG_TEXT else self._short
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             started = time.perf_counter()
             begun = threads.submit(self._begin, asked, deadline, times)
+            self._preparing += tokens
             try:
-                cuts, future = await asyncio.wrap_future(begun)
+                cuts, future, results = await asyncio.wrap_future(begun)
             except asyncio.CancelledError:
                 begun.add_done_callback(_drop)
                 raise
+            finally:
+                self._preparing -= tokens
+            if results is not None:
+                return results
             logits = await asyncio.wrap_future(future)
             times.read = time.perf_counter() - started - times.prepare
             return await asyncio.wrap_future(threads.submit(_decode, asked, cuts, logits, times))
 
     def _check_wait(self, tokens: int) -> None:
-        wait = self.engine.tokens_before(tokens) / self.tokens_per_second
+        wait = (self.engine.tokens_before(tokens) + self._preparing) / self.tokens_per_second
         if wait > self.max_wait:
             raise Problem(
                 "overloaded",
@@ -200,7 +207,8 @@ class AnswerQueue:
 
     def _begin(
         self, asked: Sequence[Asked[T]], deadline: float, times: Times
-    ) -> "tuple[list[Cut], Future[list[WindowLogits]]]":
+    ) -> "tuple[list[Cut], Future[list[WindowLogits]], list[T] | None]":
+        """Encode and submit; where the engine was idle, it has read them now, and the results are there."""
         started = time.perf_counter()
         cuts = []
         for number, each in enumerate(asked, 1):
@@ -211,7 +219,11 @@ class AnswerQueue:
         windows = [window for each in cuts for of_passage in each.windows for window in of_passage]
         times.tokens = sum(map(len, windows))
         times.prepare = time.perf_counter() - started
-        return cuts, self.engine.submit(windows, deadline=deadline, wait=False)
+        future = self.engine.submit(windows, deadline=deadline, wait=False)
+        if not future.done() or future.exception() is not None:
+            return cuts, future, None
+        times.read = time.perf_counter() - started - times.prepare
+        return cuts, future, _decode(asked, cuts, future.result(), times)
 
     def close(self) -> None:
         """End the threads when they are idle, without waiting for them."""
@@ -219,7 +231,7 @@ class AnswerQueue:
         self._long.shutdown(wait=False, cancel_futures=True)
 
 
-def _drop(begun: "Future[tuple[list[Cut], Future[list[WindowLogits]]]]") -> None:
+def _drop(begun: "Future[tuple[list[Cut], Future[list[WindowLogits]], list[T] | None]]") -> None:
     """Drop the windows of a request that was given up while its texts were encoded."""
     if not begun.cancelled() and begun.exception() is None:
         begun.result()[1].cancel()
