@@ -315,7 +315,7 @@ async def _refuse(problem: Problem, body: _Body, response: _Response, scope: Sco
     await response.send({"type": "http.response.start", "status": said.status_code, "headers": headers})
     await response.send({"type": "http.response.body", "body": said.body, "more_body": not body.whole})
     if not body.whole:
-        await body.skip(16_000_000, 2.0 if body.expected else 0.0)
+        await body.skip(16_000_000, 1.0 if body.expected else 0.0)
         await response.send({"type": "http.response.body", "body": b""})
 
 
