@@ -72,7 +72,7 @@ def _fields(exchange: Exchange) -> Iterator[tuple[str, Any]]:
 
 def _field(problem: Problem) -> str | None:
     """Return the field that a message of a validation error begins with; a name that is none of ours is a question mark."""
-    match = re.match(r"([^\s:]+): ", problem.message) if problem.error_type == "validation" else None
+    match = re.match(r"(.+?): ", problem.message) if problem.error_type == "validation" else None
     if match is None:
         return None
     names = {"body", "query"}.union(*(model.model_fields for model in _models(Body)))

@@ -98,7 +98,7 @@ class _Templates:
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], str]]:
-        templates = [*self._app.openapi()["paths"], "/", "/openapi.json", "/docs", "/metrics"]
+        templates = [*self._app.openapi()["paths"], "/", "/openapi.json", "/docs", "/assets/{name}", "/metrics"]
         return [(re.compile(re.sub(r"\\{.*?\\}", "[^/]+", re.escape(each))), each) for each in templates]
 
     def of(self, scope: Scope) -> str:
