@@ -20,6 +20,7 @@ from spanqa.serve.observe import Exchange
 from spanqa.serve.problems import Problem
 from spanqa.serve.routes.bodies import Body
 
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _ACCESS = logging.getLogger("spanqa.access")
 
 LogFormat = Literal["text", "json"]
@@ -114,7 +115,7 @@ class _Json(_Formatter):
         }
         if record.exc_info and record.exc_info[0] is not None:
             shown["exception"] = self.formatException(record.exc_info)
-        return json.dumps(shown, ensure_ascii=False)
+        return _encode(shown)
 
 
 class _Text(_Formatter):
@@ -135,4 +136,4 @@ class _Text(_Formatter):
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{1000 * value:.1f}ms"
-    return str(value) if isinstance(value, (int, str)) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, (int, str)) else _encode(value)

@@ -40,6 +40,11 @@ class ServeSettings:
         (), "Origins of web pages of others that may ask, such as https://example.org."
     )
     open_metrics: bool = setting(True, "Show /metrics on the main address, without a key.")
+    otlp_endpoint: str | None = setting(
+        None,
+        "Send traces to this OpenTelemetry collector, such as http://127.0.0.1:4318. Default: the one that "
+        "OTEL_EXPORTER_OTLP_ENDPOINT names, if any.",
+    )
     log_text: bool = setting(False, "Write questions into the log. They are the users' own.")
 
     def __post_init__(self) -> None:
