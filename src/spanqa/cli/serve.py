@@ -5,9 +5,7 @@ name.
 """
 
 import inspect
-import logging
 import os
-import re
 import threading
 from collections.abc import Callable
 from copy import copy
@@ -20,6 +18,7 @@ import typer
 from typer.models import OptionInfo
 
 from spanqa.cli import options
+from spanqa.serve.keys import VARIABLE, read_keys
 from spanqa.serve.listening import ServerOptions
 from spanqa.serve.settings import ServeSettings
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
 """Settings that are not options of the same name. Keys are not on the command line, which every user of a machine can read."""
-
-KEYS = "SPANQA_API_KEYS"
-"""The variable that holds API keys, with white space or commas between them."""
 
 
 def _port(given: str) -> int:
@@ -67,7 +63,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"File with API keys, one a line. The variable {KEYS} may hold them instead. Default: everyone may ask.",
+            help=f"File with API keys, one a line. The variable {VARIABLE} may hold them instead. Default: everyone may ask.",
         ),
     ] = None,
     allowed_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="")] = None,
@@ -92,7 +88,7 @@ def serve(
     listen = ServerOptions(**{each.name: values.pop(each.name) for each in fields(ServerOptions)})
     settings = ServeSettings(
         **values,
-        keys=_keys(key_file),
+        keys=read_keys(key_file),
         hosts=tuple(allowed_host or ()),
         cors_origins=tuple(cors_origin or ()),
         open_metrics=listen.metrics_port is None,
@@ -120,36 +116,14 @@ def serve(
         raise typer.Exit(code)
 
 
-def _make_service(settings: ServeSettings, name: str, log_format: str) -> "Service":
+def _make_service(settings: ServeSettings, name: str, log_format: Literal["text", "json"]) -> "Service":
     """Return what a process serves; called once in each of them."""
     from spanqa.explain.attribute import attribute
+    from spanqa.serve.logs import configure
     from spanqa.serve.service import Service
 
-    _set_up_log(log_format)
+    configure(log_format, text=settings.log_text)
     return Service(settings, explain=attribute, name=name)
-
-
-def _set_up_log(log_format: str) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-
-
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """Return the keys of the file and of the environment."""
-    from spanqa.errors import InputError
-
-    given = [each for each in re.split(r"[\s,]+", os.environ.get(KEYS, "")) if each]
-    if file is None:
-        return tuple(given)
-    try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"The keys cannot be read from {str(file)!r}: {getattr(error, 'strerror', '') or 'it is no UTF-8 text'}."
-        ) from None
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
-        raise InputError(f"{str(file)!r} holds no key. Write one a line, or leave --key-file out.")
-    return (*found, *given)
 
 
 def _cores() -> int:

@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from spanqa import __version__
-from spanqa.serve.problems import STATUS, Problem, problem_of
+from spanqa.serve.problems import STATUS, Problem, problem_of, response_of
 from spanqa.serve.routes import aliases, answers, huggingface, inference, operation, pages
 from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
@@ -58,7 +58,7 @@ async def _answer_problem(request: Request, error: Exception) -> Response:
     if problem.error_type == "internal":
         _LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
     request.scope["spanqa.problem"] = problem
-    return JSONResponse(problem.body, problem.status, problem.headers)
+    return response_of(problem)
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:

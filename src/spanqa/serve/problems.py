@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from spanqa.errors import BackendError, ClosedError, DeadlineError, InputError, QueueFullError
 
 STATUS: Mapping[str, int] = {
@@ -55,6 +57,11 @@ class Problem(Exception):
         """Headers of the response: Retry-After in whole seconds, at least 1, where the client may try again."""
         again = {} if self.retry_after is None else {"retry-after": str(max(1, math.ceil(self.retry_after)))}
         return {**self._headers, **again}
+
+
+def response_of(problem: Problem) -> JSONResponse:
+    """Return the response that tells a client of a problem."""
+    return JSONResponse(problem.body, problem.status, problem.headers)
 
 
 def problem_of(error: Exception) -> Problem:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from starlette.requests import Request
 
 from spanqa.reader import Reader
+from spanqa.serve.observe import note_asked
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AnswerQueue, Asked, Times
 from spanqa.serve.settings import ServeSettings
@@ -100,6 +101,7 @@ class Service:
                 "validation", f"There are {len(asked)} questions; at most {settings.max_questions} are allowed at once."
             )
         times = request.scope["spanqa.times"] = Times()
+        note_asked(request.scope, asked, times, text=settings.log_text)
         deadline = time.monotonic() + settings.deadline
         with self.queue.admitted(len(await request.body())):
             return await unless_gone(request, self.queue.answer(asked, deadline, times))

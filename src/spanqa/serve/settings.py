@@ -16,6 +16,7 @@ class ServeSettings:
     """Limits, times and policies of a server. Sizes are bytes or characters, times are seconds."""
 
     max_body: int = setting(4_000_000, "Largest body of a request, in bytes.", 1)
+    body_seconds: float = setting(20.0, "Longest time for a body to arrive, in seconds.", 0.001)
     max_question: int = setting(2_000, "Longest question, in characters.", 1)
     max_passage: int = setting(1_000_000, "Longest passage, in characters.", 1)
     max_passages: int = setting(100, "Most passages of one question.", 1)
@@ -29,14 +30,21 @@ class ServeSettings:
     deadline: float = setting(30.0, "Give up a request after so many seconds, with status 504.", 0.001)
     explain_seconds: float = setting(20.0, "Most seconds of work for one explanation.", 0.001)
     rate_limit: float | None = setting(
-        None, "Requests a minute for each API key, or for each address without keys. Default: no limit.", 0.001
+        None,
+        "Requests a minute for each API key, or for each address without keys, in each worker. Default: no limit.",
+        0.001,
     )
-    keys: tuple[str, ...] = setting((), "API keys; none: everyone may ask.")
+    keys: tuple[str, ...] = setting((), "SHA-256 of each API key, in hexadecimal; none: everyone may ask.")
     hosts: tuple[str, ...] = setting((), "Names under which the server is reached, besides localhost and addresses.")
     cors_origins: tuple[str, ...] = setting(
         (), "Origins of web pages of others that may ask, such as https://example.org."
     )
     open_metrics: bool = setting(True, "Show /metrics on the main address, without a key.")
+    otlp_endpoint: str | None = setting(
+        None,
+        "Send traces to this OpenTelemetry collector, such as http://127.0.0.1:4318. Default: the one that "
+        "OTEL_EXPORTER_OTLP_ENDPOINT names, if any.",
+    )
     log_text: bool = setting(False, "Write questions into the log. They are the users' own.")
 
     def __post_init__(self) -> None:

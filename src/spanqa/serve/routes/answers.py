@@ -11,6 +11,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
+from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
 from spanqa.serve.routes.bodies import Body, Items, check_passages, check_probability, check_question, check_top_k
@@ -108,7 +109,9 @@ def routes(service: Service) -> APIRouter:
             raise Problem("validation", f"threshold: {error}") from None
         asked = AskedOfPassages(reader, body.question, texts, sources, body.top_k)
         [ranking] = await service.answer(request, [asked])
-        return JSONResponse(_response(service, body, ranking, least))
+        response = _response(service, body, ranking, least)
+        note_outcomes(request.scope, [not response["no_answer"]])
+        return JSONResponse(response)
 
     @router.post("/explain", summary="Explain an answer word by word", response_model=dict[str, Any])
     async def explain(request: Request, body: ExplainRequest) -> JSONResponse:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, Tag
 
 from spanqa.errors import InputError
 from spanqa.pipelines.calls import CallSettings
+from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPipeline
 from spanqa.serve.routes.bodies import KIND, Body, Items, TextOrTexts, check_passages, check_question, check_top_k
@@ -124,6 +125,7 @@ async def answer_pairs(
         check_passages(service.settings, [context], f"{place}.context")
     asked = [AskedOfPipeline(service.reader, question, context, settings) for question, context in pairs]
     found = await service.answer(request, asked)
+    note_outcomes(request.scope, [bool(each[0]["answer"]) for each in found])
     answers = [each if settings.top_k > 1 else each[0] for each in found]
     return answers if several else answers[0]
 

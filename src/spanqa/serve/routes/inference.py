@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from spanqa import __version__
 from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
+from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
 from spanqa.serve.routes.bodies import (
@@ -226,7 +227,9 @@ async def _infer(service: Service, request: Request) -> Response:
         for question, context in zip(questions, contexts, strict=True)
     ]
     rankings = await service.answer(request, asked)
-    outputs = _outputs([_row(ranking, least, min_probability, top_k) for ranking in rankings], wanted)
+    rows = [_row(ranking, least, min_probability, top_k) for ranking in rankings]
+    note_outcomes(request.scope, [bool(row[0]) for row in rows])
+    outputs = _outputs(rows, wanted)
     response = {"model_name": service.name, "model_version": VERSION}
     content, length = write(response if body.id is None else {**response, "id": body.id}, outputs)
     if length is None:
