@@ -132,8 +132,8 @@ class Server(uvicorn.Server):
         if self.service.state == "loading":  # nobody sends requests here
             delay = 0.0
         self.service.drain()
-        if self._leave_at is None:
-            self._leave_at = time.monotonic() + delay
+        leave_at = time.monotonic() + delay
+        self._leave_at = leave_at if self._leave_at is None else min(self._leave_at, leave_at)
 
     def _prepare(self) -> None:
         try:
