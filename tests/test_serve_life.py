@@ -46,15 +46,15 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and unix soc
 class Serving:
     """A server in a thread of this process; `error` is what `run` raised, `says` what it said when it was ready."""
 
-    def __init__(self, server: Server, sockets: list[socket.socket]) -> None:
+    def __init__(self, server: Server, sockets: list[socket.socket], at_once: bool) -> None:
         self.server, self.ports = server, [each.getsockname()[1] for each in sockets]
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, args=(sockets,))
+        self.thread = threading.Thread(target=self._run, args=(sockets, at_once))
         self.thread.start()
 
-    def _run(self, sockets: list[socket.socket]) -> None:
+    def _run(self, sockets: list[socket.socket], at_once: bool) -> None:
         try:
-            self.server.run(sockets)
+            self.server.run(sockets, at_once=at_once)
         except BaseException as error:
             self.error = error
 
@@ -89,11 +89,12 @@ def serve(tiny: Callable[..., Path]) -> Iterator[Callable[..., Serving]]:
             limit: int = 100,
             explain: Any = None,
             ready: Callable[[str], None] = lambda text: None,
+            at_once: bool = True,
         ) -> Serving:
             sockets = stack.enter_context(listening(options))
             service = Service(ServeSettings(), explain=explain)
             load = load or (lambda: Reader.load(tiny("bert"), backend="numpy"))
-            serving = Serving(Server(service, load, sockets, options, limit, ready=ready), sockets)
+            serving = Serving(Server(service, load, sockets, options, limit, ready=ready), sockets, at_once)
             stack.callback(serving.thread.join)
             stack.callback(serving.server.drain, 0.0)
             return serving
@@ -180,6 +181,32 @@ def test_a_server_that_is_told_to_end_while_it_loads_does_not_wait(serve: Callab
     finally:
         never.set()
     assert serving.error is None
+
+
+def test_a_worker_that_comes_later_accepts_when_it_has_its_model(
+    serve: Callable[..., Serving], tiny: Callable[..., Path]
+) -> None:
+    may_load, folder = threading.Event(), tiny("bert")
+
+    def load() -> Reader:
+        may_load.wait()
+        return Reader.load(folder, backend="numpy")
+
+    serving = serve(load, at_once=False)
+    with serving.connect() as connection:
+        connection.sendall(request())
+        assert not serving.server.started
+        may_load.set()
+        assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_worker_that_comes_later_and_is_told_to_end_accepts_nothing(serve: Callable[..., Serving]) -> None:
+    never = threading.Event()
+    serving = serve(never.wait, at_once=False)
+    serving.server.drain(3600)
+    serving.thread.join()
+    never.set()
+    assert serving.error is None and not serving.server.started
 
 
 def test_a_full_batch_warms_up(tiny_reader: Callable[..., Reader]) -> None:
