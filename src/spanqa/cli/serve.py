@@ -94,7 +94,7 @@ def serve(
         open_metrics=listen.metrics_port is None,
     )
     if threads is None and listen.workers > 1:
-        threads = max(1, _cores() // listen.workers)
+        threads = _share_cores(backend, listen.workers)
     load = partial(
         options.load_reader,
         model=model,
@@ -126,8 +126,12 @@ def _make_service(settings: ServeSettings, name: str, log_format: Literal["text"
     return Service(settings, explain=attribute, name=name)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _share_cores(backend: str, workers: int) -> int | None:
+    """Return the threads of each worker; NumPy's BLAS reads a variable instead, and XLA takes what it wants."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // workers)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
+    return None if backend in ("numpy", "jax") else share
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,10 +119,14 @@ class Server(uvicorn.Server):
             )
         )
 
-    def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Load and serve, until it has drained."""
-        threading.Thread(target=self._prepare, name="spanqa-load", daemon=True).start()
-        super().run(sockets)
+    def run(self, sockets: list[socket.socket] | None = None, *, at_once: bool = True) -> None:
+        """Load and serve, until it has drained. Unless `at_once`, connections are left to others until the model is loaded."""
+        loading = threading.Thread(target=self._prepare, name="spanqa-load", daemon=True)
+        loading.start()
+        while not at_once and loading.is_alive() and self._leave_at is None:
+            loading.join(0.1)
+        if at_once or (isinstance(self._loaded, tuple) and self._leave_at is None):
+            super().run(sockets)
         self.service.close()
         if isinstance(self._loaded, BaseException):
             raise self._loaded
@@ -132,8 +136,8 @@ class Server(uvicorn.Server):
         if self.service.state == "loading":  # nobody sends requests here
             delay = 0.0
         self.service.drain()
-        if self._leave_at is None:
-            self._leave_at = time.monotonic() + delay
+        leave_at = time.monotonic() + delay
+        self._leave_at = leave_at if self._leave_at is None else min(self._leave_at, leave_at)
 
     def _prepare(self) -> None:
         try:
@@ -151,14 +155,22 @@ class Server(uvicorn.Server):
         except BaseException as error:
             self._loaded = error
 
-    async def on_tick(self, counter: int) -> bool:
-        """Take what the loading thread has left, and leave when it is time; uvicorn calls this ten times a second."""
-        if isinstance(self._loaded, BaseException):
-            return True
-        if self._loaded is not None and self.service.state == "loading":
+    def _take_loaded(self) -> None:
+        if isinstance(self._loaded, tuple) and self.service.state == "loading":
             reader, text = self._loaded
             self.service.start(reader)
             self._ready(text)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; where the model is there already, nobody is told that it is being loaded."""
+        self._take_loaded()
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Take what the loading thread has left, and leave when it is time; uvicorn calls this ten times a second."""
+        self._take_loaded()
+        if isinstance(self._loaded, BaseException):
+            return True
         if self._leave_at is not None and time.monotonic() >= self._leave_at:
             return True
         return await super().on_tick(counter)

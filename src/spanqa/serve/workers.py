@@ -6,7 +6,8 @@ waits in it would be lost with the worker; here another one takes it.
     parent ──► worker     over a pipe: the drain delay. When the pipe breaks, the parent is gone, and the worker ends.
     worker ──► parent     that it is ready, or why it cannot be
 
-A worker that ends is started again; one that has not become ready waits before that, longer each time.
+A worker that ends is started again; one that has not become ready waits before that, longer each time. Where another one accepts
+connections, a worker leaves them to it until it has loaded its model, so that nobody is told "loading" who could get an answer.
 """
 
 import logging
@@ -50,14 +51,15 @@ class _Worker:
         self.number, self._arguments = number, arguments
         self.failures = 0
         self.start_at = 0.0
-        self.ready = False
+        self.ready = self.accepts = False
         self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None
 
-    def start(self) -> None:
+    def start(self, *, at_once: bool) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_work, args=(theirs, *self._arguments), name=f"spanqa-{self.number}")
-        self.ready = False
+        arguments = (theirs, at_once, *self._arguments)
+        self.process = _SPAWN.Process(target=_work, args=arguments, name=f"spanqa-{self.number}")
+        self.ready, self.accepts = False, at_once
         self.process.start()
         theirs.close()  # so that the pipe breaks when the worker ends
 
@@ -79,6 +81,7 @@ class _Worker:
         self.process = None
         self.failures = 0 if self.ready else self.failures + 1
         pause = 0.0 if self.ready else min(LONGEST_PAUSE, 2.0 ** (self.failures - 1))
+        self.ready = self.accepts = False
         self.start_at = time.monotonic() + pause
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return f"Worker {self.number} (process {pid}) {how}. It is started again" + (
@@ -123,7 +126,7 @@ def _keep_running(workers: list[_Worker], told: list[float], say: Say, ready: Ca
     while not told:
         for worker in workers:
             if worker.process is None and time.monotonic() >= worker.start_at:
-                worker.start()
+                worker.start(at_once=not any(each.accepts for each in workers))
         running = [worker for worker in workers if worker.process is not None and worker.pipe is not None]
         wait([each for worker in running for each in (worker.pipe, worker.process.sentinel)], POLL)  # type: ignore[union-attr,misc]
         for worker in running:
@@ -133,7 +136,7 @@ def _keep_running(workers: list[_Worker], told: list[float], say: Say, ready: Ca
                 if kind == "failed":
                     say(f"Worker {worker.number}: {what}")
                 else:
-                    worker.ready = True
+                    worker.ready = worker.accepts = True
                     if waiting is not None:
                         waiting.discard(worker.number)
                         if not waiting:
@@ -177,6 +180,7 @@ def _metrics_folder() -> Iterator[None]:
 
 def _work(
     pipe: Connection,
+    at_once: bool,
     make_service: MakeService,
     load: Load,
     sockets: list[socket.socket],
@@ -190,7 +194,7 @@ def _work(
         server = Server(make_service(), load, sockets, options, limit, ready=lambda text: pipe.send(("ready", text)))
         signal.signal(signal.SIGTERM, lambda number, frame: server.drain(options.drain_delay))
         threading.Thread(target=_obey, args=(pipe, server), daemon=True).start()
-        server.run(sockets)
+        server.run(sockets, at_once=at_once)
     except SpanQAError as error:
         code = 1
         with suppress(OSError):
