@@ -6,7 +6,7 @@ import { $, el, makeReading, utf16, visible } from "./text.js";
 import { drawWhy, passageWords } from "./why.js";
 
 const PLACES = 5;
-const SHOWN = 0.01; // places that are less probable are left out, but for the first two
+const SHOWN = 0.02; // places that are less probable are left out, but for the first
 const LONG_PASTE = 100_000; // characters: more of them are shown as text to read, which is faster than a text to edit
 
 let text = "";
@@ -190,7 +190,7 @@ async function answer(question, signal) {
     const all = found.answers.map((each) => ({ ...each, from: place(each.start), to: place(each.end) }));
     const made = {
       question, text: asked, chosen: 0, explanation: null, view: "answer", calibrated: found.calibrated,
-      places: all.filter((each, i) => i < 2 || each.probability >= SHOWN),
+      places: all.filter((each, i) => i === 0 || each.probability >= SHOWN),
       nowhere: found.no_answer_probability,
       answered: all.length > 0 && all[0].score >= (info.no_answer_threshold ?? -Infinity),
     };
