@@ -269,6 +269,8 @@ def test_a_long_text_is_marked_without_being_built_again(page: chromium.Tab, tmp
     long = quiet * 60 + PIER + "\n" + quiet * 60
     open_file(page, tmp_path / "long.txt", (quiet * 18_000).encode())  # a megabyte
     assert page.run("document.querySelectorAll('#reading *').length") < 1_000
+    assert page.run("document.getElementById('edit').hidden")
+    page.run("document.getElementById('clear').click()")
     ask(page, long, "Who built the first pier?")
     page.run("window.first = document.querySelector('#reading div').firstChild; 0")
     ask(page, None, "When did it burn?")
@@ -310,7 +312,7 @@ def test_why_colours_the_words_by_their_scores(
     with serving(reader) as served, browser.open(served.address) as tab:
         ask(tab, text, question)
         tab.run("document.getElementById('tab-why').click()")
-        tab.wait("document.querySelector('#panel-why .verdict')", 30)
+        tab.wait("document.querySelector('#panel-why .verdict') !== null")
         for place, part, whole in (("#reading", "passage", text), (".why-question", "question", question)):
             words = tab.run(
                 f"[...document.querySelectorAll('{place} .w')].map((each) => [each.textContent, each.classList[1], each.style.cssText])"

@@ -7,7 +7,7 @@ import { drawWhy, passageWords } from "./why.js";
 
 const PLACES = 5;
 const SHOWN = 0.02; // places that are less probable are left out, but for the first
-const LONG_PASTE = 100_000; // characters: more of them are shown as text to read, which is faster than a text to edit
+const LONG = 200_000; // characters: longer texts are only read and replaced; browsers take seconds to make them editable
 
 let text = "";
 let info = null; // what the server says of itself
@@ -37,7 +37,7 @@ function showSize() {
   $("size").textContent = length ? `${length.toLocaleString("en")} characters${length > most ? `; at most ${most.toLocaleString("en")} can be read` : ""}` : "";
   $("size").classList.toggle("bad", length > most);
   $("clear").hidden = !length;
-  $("edit").hidden = !length;
+  $("edit").hidden = !length || (!editing() && length > LONG);
   $("edit").textContent = editing() ? "Done" : "Edit";
   $("examples").hidden = length > 0 && currentText() !== TEXT;
 }
@@ -436,7 +436,7 @@ $("text").addEventListener("input", () => {
 });
 $("text").addEventListener("paste", (event) => {
   const pasted = event.clipboardData.getData("text/plain");
-  if (pasted.length < LONG_PASTE || $("text").value) return;
+  if (pasted.length < LONG || $("text").value) return;
   event.preventDefault();
   setText(pasted.replaceAll(/\r\n?/g, "\n"));
   $("question").focus();
