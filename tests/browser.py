@@ -25,6 +25,7 @@ KEYS = {
     "Enter": (13, "\r"),
     "Space": (32, " "),
     "Tab": (9, ""),
+    "Escape": (27, ""),
     "End": (35, ""),
     "Home": (36, ""),
     "ArrowLeft": (37, ""),
@@ -101,12 +102,13 @@ class Browser:
             self.events.append(found)
         return found
 
-    def open(self, path: Path, *, dark: bool = False, width: int = 1280, height: int = 900) -> "Tab":
-        return Tab(self, path, dark, width, height)
+    def open(self, page: Path | str, *, dark: bool = False, width: int = 1280, height: int = 900) -> "Tab":
+        """Open a file, or an address."""
+        return Tab(self, page, dark, width, height)
 
 
 class Tab:
-    def __init__(self, browser: Browser, path: Path, dark: bool, width: int, height: int) -> None:
+    def __init__(self, browser: Browser, page: Path | str, dark: bool, width: int, height: int) -> None:
         self.browser = browser
         self._target = browser.ask("Target.createTarget", url="about:blank")["targetId"]
         self._session = browser.ask("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
@@ -115,7 +117,7 @@ class Tab:
         self.resize(width, height)
         scheme = "dark" if dark else "light"
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.ask("Page.navigate", url=path.resolve().as_uri())
+        self.ask("Page.navigate", url=page.resolve().as_uri() if isinstance(page, Path) else page)
         deadline = time.monotonic() + 60
         while not self._seen("Page.loadEventFired"):
             browser.receive(deadline)
@@ -153,9 +155,9 @@ class Tab:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:2000])
         return found["result"].get("value")
 
-    def wait(self, condition: str) -> None:
+    def wait(self, condition: str, seconds: float = 10) -> None:
         """Wait until a condition in JavaScript is true."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + seconds
         while not self.run(condition):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"never true: {condition}")
@@ -167,6 +169,10 @@ class Tab:
         common = {"key": name, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
         self.ask("Input.dispatchKeyEvent", type="keyDown", **({"text": text} if text else {}), **common)
         self.ask("Input.dispatchKeyEvent", type="keyUp", **common)
+
+    def type(self, text: str) -> None:
+        """Write into what has the focus."""
+        self.ask("Input.insertText", text=text)
 
     def resize(self, width: int, height: int) -> None:
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

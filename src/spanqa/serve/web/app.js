@@ -6,8 +6,8 @@ import { $, el, makeReading, utf16, visible } from "./text.js";
 import { drawWhy, passageWords } from "./why.js";
 
 const PLACES = 5;
-const SHOWN = 0.01; // places that are less probable are left out, but for the first two
-const LONG_PASTE = 100_000; // characters: more of them are shown as text to read, which is faster than a text to edit
+const SHOWN = 0.02; // places that are less probable are left out, but for the first
+const LONG = 200_000; // characters: longer texts are only read and replaced; browsers take seconds to make them editable
 
 let text = "";
 let info = null; // what the server says of itself
@@ -37,7 +37,7 @@ function showSize() {
   $("size").textContent = length ? `${length.toLocaleString("en")} characters${length > most ? `; at most ${most.toLocaleString("en")} can be read` : ""}` : "";
   $("size").classList.toggle("bad", length > most);
   $("clear").hidden = !length;
-  $("edit").hidden = !length;
+  $("edit").hidden = !length || (!editing() && length > LONG);
   $("edit").textContent = editing() ? "Done" : "Edit";
   $("examples").hidden = length > 0 && currentText() !== TEXT;
 }
@@ -190,7 +190,7 @@ async function answer(question, signal) {
     const all = found.answers.map((each) => ({ ...each, from: place(each.start), to: place(each.end) }));
     const made = {
       question, text: asked, chosen: 0, explanation: null, view: "answer", calibrated: found.calibrated,
-      places: all.filter((each, i) => i < 2 || each.probability >= SHOWN),
+      places: all.filter((each, i) => i === 0 || each.probability >= SHOWN),
       nowhere: found.no_answer_probability,
       answered: all.length > 0 && all[0].score >= (info.no_answer_threshold ?? -Infinity),
     };
@@ -436,7 +436,7 @@ $("text").addEventListener("input", () => {
 });
 $("text").addEventListener("paste", (event) => {
   const pasted = event.clipboardData.getData("text/plain");
-  if (pasted.length < LONG_PASTE || $("text").value) return;
+  if (pasted.length < LONG || $("text").value) return;
   event.preventDefault();
   setText(pasted.replaceAll(/\r\n?/g, "\n"));
   $("question").focus();
