@@ -175,7 +175,7 @@ def test_a_server_that_is_loading_is_asked_again(mini: Reader, monkeypatch: pyte
         assert found.ask("Who painted the pier?", PASSAGE).text == "Mira Lund"
         assert found.ready()
     assert len(waits) == 1
-    assert 2 <= waits[0] <= 2.5  # Retry-After, and up to a quarter more
+    assert 1 <= waits[0] <= 1.25  # Retry-After, and up to a quarter more
 
 
 def test_a_server_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from spanqa.serve import ServeSettings, Service  # noqa: E402
+from spanqa.serve.app import all_routes  # noqa: E402
 from spanqa.serve.keys import digest  # noqa: E402
 from spanqa.serve.logs import configure  # noqa: E402
 from spanqa.serve.metrics import Metrics  # noqa: E402
@@ -38,7 +39,7 @@ def stream() -> Iterator[io.StringIO]:
 
 
 def talk(service: Service, *calls: tuple[str, str, Any], app: Any = None, **headers: str) -> list[Any]:
-    wrapped = wrap(app or make_app(service), service, Metrics())
+    wrapped = wrap(app or all_routes(service), service, Metrics())
 
     async def main() -> list[Any]:
         transport = httpx.ASGITransport(wrapped, raise_app_exceptions=False)
@@ -119,7 +120,7 @@ def test_what_a_user_wrote_is_in_no_line(form: Any, mini: Reader, stream: io.Str
     configure(form, "debug", stream=stream)
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    app = make_app(service := served(mini))
+    app = all_routes(service := served(mini))
 
     @app.get("/fails")
     async def fails() -> None:

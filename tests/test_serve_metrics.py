@@ -21,7 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse  # 
 from spanqa import __version__  # noqa: E402
 from spanqa.errors import InputError  # noqa: E402
 from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from spanqa.serve import ServeSettings, Service  # noqa: E402
+from spanqa.serve.app import all_routes  # noqa: E402
 from spanqa.serve.metrics import Metrics  # noqa: E402
 from spanqa.serve.metrics import routes as metrics_routes  # noqa: E402
 from spanqa.serve.middleware import wrap  # noqa: E402
@@ -36,7 +37,7 @@ Call = tuple[str, str, Any]
 
 def talk(service: Service, metrics: Metrics, *calls: Call, trace: Any = None, headers: Any = None) -> list[Any]:
     """Send requests one after the other to the application with everything around it."""
-    app = make_app(service)
+    app = all_routes(service)
     if not any(getattr(route, "path", "") == "/metrics" for route in app.routes):
         app.include_router(metrics_routes(metrics))
     wrapped = wrap(app, service, metrics, trace=trace)
@@ -164,7 +165,7 @@ def test_a_server_that_loads_counts_too(mini: Reader) -> None:
 
 def test_requests_in_work_are_gauged_and_clients_that_go_are_counted(mini: Reader) -> None:
     metrics, service = Metrics(), ready(mini)
-    wrapped = wrap(make_app(service), service, metrics)
+    wrapped = wrap(all_routes(service), service, metrics)
     seen: dict[str, float] = {}
     body = b'{"question": "Who?", "passages": ["' + b"word " * 100_000 + b'"]}'
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]

@@ -19,8 +19,10 @@ from spanqa.explain.attribute import attribute  # noqa: E402
 from spanqa.pipelines import pipeline  # noqa: E402
 from spanqa.reader import Reader  # noqa: E402
 from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from spanqa.serve.keys import digest
 from spanqa.serve.problems import STATUS  # noqa: E402
 
+KEY = "0123456789abcdef"
 PASSAGE = "The pier was built in 1873 by Anna Kestrel. It is made of granite and 240 metres long."
 PAIR = {"question": "Who built the pier?", "context": PASSAGE}
 
@@ -374,8 +376,8 @@ def test_it_says_that_the_model_is_being_loaded_and_that_it_is_being_stopped(
 
 
 def test_info_names_the_model_and_the_limits_and_no_keys(mini: Reader) -> None:
-    service = served(mini, ServeSettings(keys=("a secret that is long",), max_top_k=7))
-    [response] = talk(service, ("GET", "/info", None))
+    service = served(mini, ServeSettings(keys=(digest(KEY),), max_top_k=7))
+    [response] = talk(service, ("GET", "/info", None), headers={"x-api-key": KEY})
     info = response.json()
     assert (info["model"], info["version"], info["limits"]["max_top_k"], info["keys"]) == (
         "a-model",
@@ -383,7 +385,8 @@ def test_info_names_the_model_and_the_limits_and_no_keys(mini: Reader) -> None:
         7,
         True,
     )
-    assert "secret" not in response.text
+    assert KEY not in response.text
+    assert digest(KEY)[:8] not in response.text
     assert str(mini.checkpoint.path) not in response.text
 
 

@@ -9,12 +9,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from spanqa import __version__
+from spanqa.serve.metrics import Metrics
+from spanqa.serve.metrics import routes as metrics_routes
+from spanqa.serve.middleware import wrap
 from spanqa.serve.problems import STATUS, Problem, problem_of, response_of
 from spanqa.serve.routes import aliases, answers, huggingface, inference, operation, pages
 from spanqa.serve.routes.bodies import ErrorBody, invalid
 from spanqa.serve.service import Service
+from spanqa.serve.tracing import open_tracing
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,16 +30,41 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> FastAPI:
-    """Return the application that serves this service; it can be mounted in another one.
+def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> ASGIApp:
+    """Return the application that serves this service, with guard, metrics, log and traces; it can be mounted in another one.
 
     `environ` may name the routes of Vertex AI (`spanqa.serve.routes.aliases`).
 
     Raises:
-        InputError: it names what is no path.
+        InputError: it names what is no path, or a setting of the service cannot be used.
+        NotInstalledError: traces are wanted, and OpenTelemetry is missing.
     """
-    app = FastAPI(title="spanqa", version=__version__, docs_url=None, redoc_url=None, responses=_RESPONSES)
-    app.state.service = service
+    metrics = Metrics()
+    tracing = open_tracing(service.settings.otlp_endpoint)
+    if tracing is not None:
+        service.when_closed.append(tracing.close)
+    routes = all_routes(service, environ)
+    routes.include_router(metrics_routes(metrics))
+    health, predict = aliases.vertex_paths(environ)
+    return wrap(
+        routes,
+        service,
+        metrics,
+        trace=None if tracing is None else tracing.trace,
+        probes=[health] if health else [],
+        untyped=[predict] if predict else [],
+    )
+
+
+def all_routes(service: Service, environ: Mapping[str, str] = os.environ) -> FastAPI:
+    """Return the routes of all protocols, without anything around them.
+
+    Raises:
+        InputError: `environ` names what is no path.
+    """
+    app = FastAPI(
+        title="spanqa", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, responses=_RESPONSES
+    )
     routers = [aliases.routes(service, environ)]
     routers += [module.routes(service) for module in (operation, huggingface, answers, inference, pages)]
     taken: set[tuple[str, str]] = set()

@@ -43,6 +43,7 @@ class Service:
         self.settings, self.explain, self.name = settings, explain, name
         self.state: State = "loading"
         self.started = time.monotonic()
+        self.when_closed: list[Callable[[], None]] = []
         self._reader: Reader | None = None
         self._queue: AnswerQueue | None = None
         self.explaining = asyncio.Semaphore(1)
@@ -67,6 +68,8 @@ class Service:
             self._queue.close()
         if self._reader is not None:
             self._reader.close()
+        for close in self.when_closed:
+            close()
 
     @property
     def reader(self) -> Reader:

@@ -72,9 +72,10 @@ def routes(service: Service, environ: Mapping[str, str]) -> APIRouter:
         found = await answer_pairs(service, request, body.instances, body.parameters, "instances")
         return JSONResponse({"predictions": found})
 
-    if health := _path(environ, "AIP_HEALTH_ROUTE"):
+    health, answers = vertex_paths(environ)
+    if health:
         router.get(health, response_model=Health, summary="Should requests be sent here?", tags=["Vertex AI"])(ready)
-    if answers := _path(environ, "AIP_PREDICT_ROUTE"):
+    if answers:
         router.post(answers, response_model=Predictions, summary="Answer questions", tags=["Vertex AI"])(predict)
 
     router.get("/ping", response_model=Health, summary="Should requests be sent here?", tags=["SageMaker"])(ready)
@@ -101,6 +102,15 @@ def routes(service: Service, environ: Mapping[str, str]) -> APIRouter:
         predict
     )
     return router
+
+
+def vertex_paths(environ: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return the paths that Vertex AI asks for health and for answers, None where it asks for none.
+
+    Raises:
+        InputError: AIP_HEALTH_ROUTE or AIP_PREDICT_ROUTE is no path.
+    """
+    return _path(environ, "AIP_HEALTH_ROUTE"), _path(environ, "AIP_PREDICT_ROUTE")
 
 
 def _path(environ: Mapping[str, str], name: str) -> str | None:
