@@ -29,9 +29,9 @@ NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
 """Settings that are not options of the same name. Keys are not on the command line, which every user of a machine can read."""
 
 
-def _port(given: str) -> int:
+def _port(given: str | int) -> int:
     """Return the port; Kubernetes sets SPANQA_PORT to tcp://... where a service is called spanqa, which says nothing to us."""
-    if given.startswith("tcp://"):
+    if str(given).startswith("tcp://"):
         return int(os.environ.get("AIP_HTTP_PORT", "8000"))
     try:
         return int(given)
