@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn")
 import typer
 
 from spanqa.cli import app
-from spanqa.serve import server
+from spanqa.serve import logs, server
 from spanqa.serve.listening import ServerOptions
 from spanqa.serve.settings import ServeSettings
 
@@ -48,9 +48,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     for option in OPTIONS.values():
         for name in [option.envvar] if isinstance(option.envvar, str) else option.envvar:
             monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv(cli.KEYS, raising=False)
+    monkeypatch.delenv(cli.VARIABLE, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(cli, "_set_up_log", lambda log_format: None)
+    monkeypatch.setattr(logs, "configure", lambda form, *, text: None)
     return Run(monkeypatch)
 
 
@@ -122,7 +122,7 @@ def test_a_server_that_others_reach_without_a_key_warns(run: Run, command: Comma
 
 
 def test_keys_come_from_the_environment_too(run: Run, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.KEYS, "0123456789abcdef0123,0123456789abcdef4567")
+    monkeypatch.setenv(cli.VARIABLE, "0123456789abcdef0123,0123456789abcdef4567")
     assert command("serve").returncode == 0
     assert len(run.settings.keys) == 2
 
@@ -167,8 +167,9 @@ def test_what_cannot_be_served_is_said_in_one_line(run: Run, command: Command) -
     assert (done.returncode, done.stderr) == (1, "spanqa: max_body is 0; expected at least 1.\n")
 
 
-def test_json_says_lines_as_json(run: Run, command: Command) -> None:
-    import json
-
-    (line,) = command("serve", "--host", "0.0.0.0", "--log-format", "json").stderr.splitlines()
-    assert json.loads(line)["message"].startswith("Warning: everyone who can reach")
+def test_json_has_what_is_said_in_the_log(run: Run, command: Command, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "spanqa.serve"):
+        assert command("serve", "--host", "0.0.0.0", "--log-format", "json").stderr == ""
+    assert caplog.messages == [
+        "Warning: everyone who can reach 0.0.0.0 may ask. Give --key-file, or listen on 127.0.0.1."
+    ]

@@ -300,15 +300,11 @@ def test_plain_text_files_are_opened_and_others_are_not(page: chromium.Tab, tmp_
 # --- why
 
 
-def test_why_colours_the_words_by_their_scores(
-    browser: chromium.Browser, tiny_reader: Callable[..., Reader]
-) -> None:
+def test_why_colours_the_words_by_their_scores(browser: chromium.Browser, tiny_reader: Callable[..., Reader]) -> None:
     reader, question, text = tiny_reader(), "Who built it?", "\U0001f985 Anna \u202ebuilt <b>it</b>."
     found = attribute(reader, question, text)
     most = max(abs(word) for word in found.scores)
-    strong = [
-        (word, score) for word, score in zip(found.words, found.scores, strict=True) if abs(score) > 0.05 * most
-    ]
+    strong = [(word, score) for word, score in zip(found.words, found.scores, strict=True) if abs(score) > 0.05 * most]
     with serving(reader) as served, browser.open(served.address) as tab:
         ask(tab, text, question)
         tab.run("document.getElementById('tab-why').click()")
@@ -368,7 +364,12 @@ def test_a_server_that_explains_nothing_has_no_such_tab_and_a_path_before_it(
         assert text_of(tab, "#answer") == "Anna Kestrel"
         assert tab.run("document.getElementById('tabs').hidden")
         assert tab.messages == []
-        assert {each.removeprefix(served.address) for each in tab.requests} >= {"", "info", "v1/answers", "assets/app.js"}
+        assert {each.removeprefix(served.address) for each in tab.requests} >= {
+            "",
+            "info",
+            "v1/answers",
+            "assets/app.js",
+        }
 
 
 # --- what is kept to itself
