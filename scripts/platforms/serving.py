@@ -87,7 +87,7 @@ def served(port: int, *options: str) -> Iterator[Served]:
                 server.process.kill()
 
 
-def until(condition: Callable[[], object], what: str, server: Served | None = None, seconds: float = 60) -> None:
+def until(condition: Callable[[], object], what: str, server: Served | None = None, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if server is not None and server.process.poll() is not None:

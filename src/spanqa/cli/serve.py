@@ -5,11 +5,12 @@ name.
 """
 
 import inspect
+import logging
 import os
 import threading
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -29,9 +30,9 @@ NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
 """Settings that are not options of the same name. Keys are not on the command line, which every user of a machine can read."""
 
 
-def _port(given: str) -> int:
+def _port(given: str | int) -> int:
     """Return the port; Kubernetes sets SPANQA_PORT to tcp://... where a service is called spanqa, which says nothing to us."""
-    if given.startswith("tcp://"):
+    if str(given).startswith("tcp://"):
         return int(os.environ.get("AIP_HTTP_PORT", "8000"))
     try:
         return int(given)
@@ -83,8 +84,10 @@ def serve(
     from spanqa.extras import require
 
     require("serve")
+    from spanqa.serve.logs import configure
     from spanqa.serve.server import run
 
+    configure(log_format, text=values["log_text"])
     listen = ServerOptions(**{each.name: values.pop(each.name) for each in fields(ServerOptions)})
     settings = ServeSettings(
         **values,
@@ -107,7 +110,7 @@ def serve(
         overlap=overlap,
         max_answer_tokens=max_answer_tokens,
     )
-    say = _Say(log_format)
+    say = logging.getLogger("spanqa.serve").info if log_format == "json" else _say
     if not listen.local and not settings.keys:
         say(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
     make = partial(_make_service, settings, name, log_format)
@@ -134,22 +137,10 @@ def _share_cores(backend: str, workers: int) -> int | None:
     return None if backend in ("numpy", "jax") else share
 
 
-@dataclass(frozen=True, slots=True)
-class _Say:
-    """Writes a line for people to standard error, in the form of the log."""
+def _say(line: str) -> None:
+    from rich.console import Console
 
-    log_format: str
-
-    def __call__(self, line: str) -> None:
-        if self.log_format == "json":
-            import json
-            import time
-
-            typer.echo(json.dumps({"time": time.time(), "level": "info", "message": line}), err=True)
-            return
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"spanqa: {line}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"spanqa: {line}", markup=False)
 
 
 def _open_browser(url: str) -> None:
