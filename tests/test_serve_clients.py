@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from huggingface_hub import InferenceClient  # noqa: E402
-from huggingface_hub.errors import HfHubHTTPError  # noqa: E402
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
-from serving import PASSAGE, running  # noqa: E402
-from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from serving import PASSAGE, running
+from spanqa.reader import Reader
+from spanqa.serve import ServeSettings, Service, make_app
 
 pytestmark = pytest.mark.enable_socket
 
@@ -112,7 +112,10 @@ def test_tritons_client_gets_answers(
     triton: Any, client: Any, mini: Reader, binary_input: bool, binary_output: bool | None
 ) -> None:
     inputs = tensors(triton, binary_input, QUESTIONS, PASSAGE)
-    wanted = [triton.InferRequestedOutput(name, binary_data=bool(binary_output)) for name in ("answer", "start", "end", "score")]
+    wanted = [
+        triton.InferRequestedOutput(name, binary_data=bool(binary_output))
+        for name in ("answer", "start", "end", "score")
+    ]
     outputs = {} if binary_output is None else {"outputs": wanted}
     result = client.infer("spanqa-mini", inputs, model_version="1", request_id="x-1", **outputs)
     assert (result.get_response()["model_name"], result.get_response()["id"]) == ("spanqa-mini", "x-1")

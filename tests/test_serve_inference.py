@@ -336,9 +336,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a huge top_k": ({"parameters": {"top_k": 6}}, "parameters.top_k: is 6; expected 1 to 5"),
     "true": ({"parameters": {"top_k": True}}, "parameters.top_k: input should be a valid integer"),
     "a text": ({"parameters": {"threshold": "1"}}, "parameters.threshold: input should be a valid number"),
-    "NaN": ({"parameters": {"threshold": float("nan")}}, "parameters: threshold is nan"),
+    "NaN": ({"parameters": {"threshold": float("nan")}}, "parameters.threshold: input should be a finite number"),
     "off and a threshold": ({"parameters": {"threshold": 1, "no_answer": "off"}}, "parameters: no_answer is 'off'"),
-    "no probability": ({"parameters": {"min_probability": float("nan")}}, "parameters.min_probability: expected a number from 0"),
+    "no probability": ({"parameters": {"min_probability": float("nan")}}, "parameters.min_probability: input should be a finite number"),
+    "a large probability": ({"parameters": {"min_probability": 1.5}}, "parameters.min_probability: expected a number from 0 to 1"),
     "another word": ({"parameters": {"no_answer": "never"}}, "parameters.no_answer: input should be 'auto', 'on' or 'off'"),
     "a number as id": ({"id": 7}, "id: input should be a valid string"),
 }  # fmt: skip
@@ -400,6 +401,8 @@ def test_the_server_and_its_model_are_described(app: Any) -> None:
 def test_another_model_or_version_is_not_found(app: Any, path: str) -> None:
     for response in (ask(app, "GET", path), ask(app, "GET", f"{path}/ready"), infer(app, body(), path=f"{path}/infer")):
         assert_refused(response, "not_found", "There is no such")
+    assert_refused(infer(app, body(model_name="other")), "not_found", "There is no such model here, only 'a-model'.")
+    assert infer(app, body(model_name="a-model")).status_code == 200
     assert_refused(ask(app, "GET", "/v2/models/a-model/config"), "not_found", "nothing at this address")
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from spanqa import __version__
+from spanqa.errors import SpanQAError
 from spanqa.serve.problems import STATUS, Problem, problem_of
 from spanqa.serve.routes import aliases, answers, huggingface, inference, operation, pages
 from spanqa.serve.routes.bodies import ErrorBody, invalid
@@ -42,7 +43,12 @@ def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> FastA
         router.routes = [route for route in router.routes if not taken & _names(route)]
         taken.update(*map(_names, router.routes))
         app.include_router(router)
-    app.add_exception_handler(Problem, _answer_problem)
+    for foreseen in (
+        Problem,
+        SpanQAError,
+        TimeoutError,
+    ):  # what only `Exception` stands for is raised again, into the server's log
+        app.add_exception_handler(foreseen, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_problem)

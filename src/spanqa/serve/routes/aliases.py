@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from spanqa.errors import InputError
-from spanqa.serve.routes.bodies import Body, Items
+from spanqa.serve.routes.bodies import Body, Some
 from spanqa.serve.routes.huggingface import (
     Pair,
     Parameters,
@@ -33,7 +33,7 @@ from spanqa.serve.service import Service
 class Instances(Body):
     """Questions, each with its text."""
 
-    instances: Items[Pair]
+    instances: Some[Pair]
     parameters: Parameters | None = None
 
 

@@ -13,7 +13,17 @@ from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
-from spanqa.serve.routes.bodies import Body, Items, check_passages, check_probability, check_question, check_top_k
+from spanqa.serve.routes.bodies import (
+    Body,
+    Count,
+    Probability,
+    Some,
+    Words,
+    check_passages,
+    check_probability,
+    check_question,
+    check_top_k,
+)
 from spanqa.serve.service import Service, unless_gone
 
 
@@ -34,15 +44,19 @@ Passages = Annotated[
 class AnswersRequest(Body):
     """A question, and the texts to read."""
 
-    question: str
-    passages: Items[Passages]
-    top_k: int = 1
+    model_config = {
+        "json_schema_extra": {"examples": [{"question": "Who built the pier?", "passages": ["Anna Kestrel built it."]}]}
+    }
+
+    question: Words
+    passages: Some[Passages]
+    top_k: Count = 1
     """Most answers to return, best first."""
     no_answer: Literal["auto", "on", "off"] = "auto"
     """auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer."""
     threshold: float | None = None
     """Answer only if the score is at least this. Default: what `no_answer` says."""
-    min_probability: float = 0.0
+    min_probability: Probability = 0.0
     """Give no answers that are less probable than this."""
 
 
@@ -79,7 +93,11 @@ class AnswersResponse(BaseModel):
 class ExplainRequest(Body):
     """A question and a text; what the model decides is explained word by word."""
 
-    question: str
+    model_config = {
+        "json_schema_extra": {"examples": [{"question": "Who built the pier?", "passage": "Anna Kestrel built it."}]}
+    }
+
+    question: Words
     passage: Passages
     method: str | None = None
     """occlusion, hierarchical_occlusion, integrated_gradients, ...; the server's choice by default."""
