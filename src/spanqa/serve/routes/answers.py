@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
@@ -44,9 +44,9 @@ Passages = Annotated[
 class AnswersRequest(Body):
     """A question, and the texts to read."""
 
-    model_config = {
-        "json_schema_extra": {"examples": [{"question": "Who built the pier?", "passages": ["Anna Kestrel built it."]}]}
-    }
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": "Who built the pier?", "passages": ["Anna Kestrel built it."]}]}
+    )
 
     question: Words
     passages: Some[Passages]
@@ -93,9 +93,9 @@ class AnswersResponse(BaseModel):
 class ExplainRequest(Body):
     """A question and a text; what the model decides is explained word by word."""
 
-    model_config = {
-        "json_schema_extra": {"examples": [{"question": "Who built the pier?", "passage": "Anna Kestrel built it."}]}
-    }
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": "Who built the pier?", "passage": "Anna Kestrel built it."}]}
+    )
 
     question: Words
     passage: Passages
