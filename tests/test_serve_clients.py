@@ -76,7 +76,7 @@ def test_hugging_faces_client_shows_what_is_wrong(address: str, loading: str) ->
     with pytest.raises(HfHubHTTPError, match="The model is being loaded") as caught:
         InferenceClient(loading).question_answering(QUESTIONS[0], PASSAGE)
     assert caught.value.response.status_code == 503
-    assert caught.value.response.headers["retry-after"] == "2"
+    assert int(caught.value.response.headers["retry-after"]) >= 1
 
 
 # --- tritonclient
