@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from spanqa import __version__
+from spanqa.errors import SpanQAError
 from spanqa.serve.metrics import Metrics
 from spanqa.serve.metrics import routes as metrics_routes
 from spanqa.serve.middleware import wrap
@@ -72,7 +73,12 @@ def all_routes(service: Service, environ: Mapping[str, str] = os.environ) -> Fas
         router.routes = [route for route in router.routes if not taken & _names(route)]
         taken.update(*map(_names, router.routes))
         app.include_router(router)
-    app.add_exception_handler(Problem, _answer_problem)
+    for foreseen in (
+        Problem,
+        SpanQAError,
+        TimeoutError,
+    ):  # what only `Exception` stands for is raised again, into the server's log
+        app.add_exception_handler(foreseen, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(Exception, _answer_problem)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from spanqa.serve.problems import Problem
-from spanqa.serve.routes.bodies import Body, Items, TextOrTexts, bounded
+from spanqa.serve.routes.bodies import Body, Some, TextOrTexts, bounded
 
 LENGTH_HEADER = "inference-header-content-length"
 """The length of the JSON in a body that has bytes behind it."""
@@ -40,7 +40,7 @@ class TextTensor(Body):
     shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=2)]
     datatype: Literal["BYTES"]
     parameters: InputParameters | None = None
-    data: Items[TextOrTexts] | None = None
+    data: Some[TextOrTexts] | None = None
     """The texts, flat or nested."""
 
 

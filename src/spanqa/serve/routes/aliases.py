@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from spanqa.errors import InputError
-from spanqa.serve.routes.bodies import Body, Items
+from spanqa.serve.routes.bodies import Body, Some
 from spanqa.serve.routes.huggingface import (
     Pair,
     Parameters,
@@ -33,7 +33,7 @@ from spanqa.serve.service import Service
 class Instances(Body):
     """Questions, each with its text."""
 
-    instances: Items[Pair]
+    instances: Some[Pair]
     parameters: Parameters | None = None
 
 
@@ -93,14 +93,16 @@ def routes(service: Service, environ: Mapping[str, str]) -> APIRouter:
 
     of_model: dict[str, Any] = {"tags": ["KServe v1"], "dependencies": [Depends(known_model)]}
 
+    # Before the next one, whose {model} would take the colon in: a wrong method is then told which one is right.
+    router.post("/v1/models/{model}:predict", response_model=Predictions, summary="Answer questions", **of_model)(
+        predict
+    )
+
     @router.get("/v1/models/{model}", response_model=ModelReady, summary="Does it answer?", **of_model)
     async def model_ready() -> JSONResponse:
         check_ready(service)
         return JSONResponse({"name": service.name, "ready": True})
 
-    router.post("/v1/models/{model}:predict", response_model=Predictions, summary="Answer questions", **of_model)(
-        predict
-    )
     return router
 
 

@@ -1,20 +1,31 @@
 """`POST /v1/answers` and `/v1/explain`: what `Reader` and `spanqa.explain` can do, under their own names."""
 
 import asyncio
+import math
 import threading
 import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from spanqa.answers import Answer, Ranking, least_score
 from spanqa.errors import InputError
 from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
-from spanqa.serve.routes.bodies import Body, Items, check_passages, check_probability, check_question, check_top_k
+from spanqa.serve.routes.bodies import (
+    Body,
+    Count,
+    Probability,
+    Some,
+    Words,
+    check_passages,
+    check_probability,
+    check_question,
+    check_top_k,
+)
 from spanqa.serve.service import Service, unless_gone
 
 
@@ -35,15 +46,19 @@ Passages = Annotated[
 class AnswersRequest(Body):
     """A question, and the texts to read."""
 
-    question: str
-    passages: Items[Passages]
-    top_k: int = 1
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": "Who built the pier?", "passages": ["Anna Kestrel built it."]}]}
+    )
+
+    question: Words
+    passages: Some[Passages]
+    top_k: Count = 1
     """Most answers to return, best first."""
     no_answer: Literal["auto", "on", "off"] = "auto"
     """auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer."""
     threshold: float | None = None
     """Answer only if the score is at least this. Default: what `no_answer` says."""
-    min_probability: float = 0.0
+    min_probability: Probability = 0.0
     """Give no answers that are less probable than this."""
 
 
@@ -80,7 +95,11 @@ class AnswersResponse(BaseModel):
 class ExplainRequest(Body):
     """A question and a text; what the model decides is explained word by word."""
 
-    question: str
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": "Who built the pier?", "passage": "Anna Kestrel built it."}]}
+    )
+
+    question: Words
     passage: Passages
     method: str | None = None
     """occlusion, hierarchical_occlusion, integrated_gradients, ...; the server's choice by default."""
@@ -126,15 +145,14 @@ def _text(passage: str | PassageText) -> tuple[str, str | None]:
 
 def _response(service: Service, body: AnswersRequest, ranking: Ranking, least: float) -> dict[str, Any]:
     found = ranking.above(least, body.min_probability)
-    best = ranking.best(least, body.min_probability)
-    answers = [_fields(answer, body.question) for answer in found]
+    closest = None if found or not ranking.answers else ranking.answers[0]
     return {
         "question": body.question,
-        "answers": answers,
-        "no_answer": not best,
+        "answers": [_fields(answer, body.question) for answer in found],
+        "no_answer": not found,
         "no_answer_probability": ranking.no_answer_probability,
-        "score": best.as_json(body.question)["score"],
-        "closest": None if best or best.closest is None else _fields(best.closest, body.question),
+        "score": ranking.best_score if math.isfinite(ranking.best_score) else None,
+        "closest": None if closest is None else _fields(closest, body.question),
         "calibrated": service.reader.calibrated,
         "model": service.name,
     }

@@ -13,6 +13,12 @@ T = TypeVar("T")
 Items = Annotated[list[T], Field(fail_fast=True)]
 """A list that is read up to its first mistake: one body can hold a million of them."""
 
+Some = Annotated[Items[T], Field(json_schema_extra={"minItems": 1})]
+Words = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
+Count = Annotated[int, Field(json_schema_extra={"minimum": 1})]
+Probability = Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+"""Some items, a text that is not blank, a number from 1, and one from 0 to 1: the document says so, and the checks below, in words."""
+
 
 class Body(BaseModel):
     """A JSON object with exactly these fields, of exactly these types."""
@@ -36,7 +42,7 @@ def _kind(value: Any) -> str:
 KIND = Discriminator(_kind)
 """Tells one value from a list of them, so that an error names what is wrong with the kind that was given."""
 
-TextOrTexts = Annotated[Annotated[str, Tag("one")] | Annotated[Items[str], Tag("list")], KIND]
+TextOrTexts = Annotated[Annotated[Words, Tag("one")] | Annotated[Some[Words], Tag("list")], KIND]
 
 
 class ErrorBody(BaseModel):

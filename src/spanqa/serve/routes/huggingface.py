@@ -19,7 +19,17 @@ from spanqa.pipelines.calls import CallSettings
 from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPipeline
-from spanqa.serve.routes.bodies import KIND, Body, Items, TextOrTexts, check_passages, check_question, check_top_k
+from spanqa.serve.routes.bodies import (
+    KIND,
+    Body,
+    Count,
+    Some,
+    TextOrTexts,
+    Words,
+    check_passages,
+    check_question,
+    check_top_k,
+)
 from spanqa.serve.service import Service
 
 
@@ -33,22 +43,22 @@ class QuestionContext(Body):
 class Pair(Body):
     """A question and the text that may hold the answer."""
 
-    question: str
-    context: str
+    question: Words
+    context: Words
 
 
 class Parameters(Body):
     """How to answer. Lengths are in tokens."""
 
-    top_k: int | None = None
+    top_k: Count | None = None
     """Number of answers. Default: 1."""
-    doc_stride: int | None = None
+    doc_stride: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
     """Tokens that consecutive windows share. Default: the smaller of 128 and half a window."""
-    max_answer_len: int | None = None
+    max_answer_len: Count | None = None
     """Longest answer. Default: 15."""
-    max_seq_len: int | None = None
+    max_seq_len: Count | None = None
     """Length of a window. Default: 384, or the model's maximum."""
-    max_question_len: int | None = None
+    max_question_len: Count | None = None
     """The question is cut here. Default: 64."""
     handle_impossible_answer: bool | None = None
     """Whether "no answer" is one of the answers. Default: false, so that there is always an answer."""
@@ -67,7 +77,7 @@ class Options(Body):
 class QuestionAnswering(Body):
     """One or more questions, each with its text."""
 
-    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[Items[Pair], Tag("list")], KIND]
+    inputs: Annotated[Annotated[QuestionContext, Tag("one")] | Annotated[Some[Pair], Tag("list")], KIND]
     parameters: Parameters | None = None
     options: Options | None = None
 

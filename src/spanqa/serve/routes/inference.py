@@ -15,7 +15,7 @@ Source: open-inference-protocol, specification/protocol/inference_rest.md. `span
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request
@@ -30,7 +30,9 @@ from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
 from spanqa.serve.routes.bodies import (
     Body,
+    Count,
     Items,
+    Probability,
     check_passages,
     check_probability,
     check_question,
@@ -68,13 +70,13 @@ class RequestedOutput(Body):
 class InferParameters(Body):
     """How to answer, and how to send the answers."""
 
-    top_k: int | None = None
+    top_k: Count | None = None
     """Most answers to each question, best first. Default: 1."""
     no_answer: Literal["auto", "on", "off"] | None = None
     """auto: use the model's threshold; on: the same, or 0 if it has none; off: always answer. Default: auto."""
     threshold: float | None = None
     """Answer only if the score is at least this. Default: what `no_answer` says."""
-    min_probability: float | None = None
+    min_probability: Probability | None = None
     """Give no answers that are less probable than this. Default: 0."""
     binary_data_output: bool | None = None
     """Whether outputs are sent as bytes behind the JSON. Default: false."""
@@ -91,8 +93,10 @@ class InferRequest(Body):
 
     id: str | None = None
     """Comes back in the response."""
+    model_name: str | None = None
+    """The model of the path, which KServe's client repeats here."""
     parameters: InferParameters | None = None
-    inputs: Items[InputTensor]
+    inputs: Annotated[Items[InputTensor], Field(json_schema_extra={"minItems": 2, "maxItems": 2})]
     outputs: Items[RequestedOutput] | None = None
     """The outputs that are wanted. Default: all."""
 
@@ -211,6 +215,8 @@ async def _infer(service: Service, request: Request) -> Response:
         body = InferRequest.model_validate_json(head)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_context=False, include_input=False)) from None
+    if body.model_name is not None:
+        check_model(service, body.model_name)
     questions, contexts = _texts(body.inputs, blob, settings)
     wanted = _wanted(body)
     given = body.parameters or InferParameters()
@@ -316,6 +322,12 @@ def _inlined(schema: Any, named: Mapping[str, Any]) -> Any:
     return {name: _inlined(each, named) for name, each in schema.items() if name != "$defs"}
 
 
+_EXAMPLE = {
+    "inputs": [
+        {"name": "question", "shape": [1], "datatype": "BYTES", "data": ["Who built the pier?"]},
+        {"name": "context", "shape": [1], "datatype": "BYTES", "data": ["Anna Kestrel built it."]},
+    ]
+}
 _SCHEMA = InferRequest.model_json_schema()
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
 _LENGTH = {"description": "Length of the JSON in front of the bytes.", "schema": {"type": "integer", "minimum": 1}}
@@ -323,7 +335,7 @@ _REQUEST = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"])},
+            "application/json": {"schema": _inlined(_SCHEMA, _SCHEMA["$defs"]), "example": _EXAMPLE},
             "application/octet-stream": _BYTES,
         },
     },
