@@ -1,6 +1,7 @@
 """The page of the server in a real browser, asking a real server with the bundled model."""
 
 import base64
+import hashlib
 import json
 import random
 import re
@@ -266,7 +267,7 @@ def test_questions_to_one_text_are_kept_until_it_changes(page: chromium.Tab) -> 
 
 def test_a_long_text_is_marked_without_being_built_again(page: chromium.Tab, tmp_path: Path) -> None:
     quiet = "A quiet week by the sea, with nothing to tell of it. \U0001f30a\n"
-    long = quiet * 60 + PIER + "\n" + quiet * 60
+    long = quiet * 40 + PIER + "\n" + quiet * 40
     open_file(page, tmp_path / "long.txt", (quiet * 18_000).encode())  # a megabyte
     assert page.run("document.querySelectorAll('#reading *').length") < 1_000
     assert page.run("document.getElementById('edit').hidden")
@@ -274,7 +275,7 @@ def test_a_long_text_is_marked_without_being_built_again(page: chromium.Tab, tmp
     ask(page, long, "Who built the first pier?")
     page.run("window.first = document.querySelector('#reading div').firstChild; 0")
     ask(page, None, "When did it burn?")
-    assert ["chosen", len((quiet * 60 + PIER).encode("utf-16-le")) // 2 - 5, "1902"] in marks(page)
+    assert ["chosen", len((quiet * 40 + PIER).encode("utf-16-le")) // 2 - 5, "1902"] in marks(page)
     assert page.run("window.first === document.querySelector('#reading div').firstChild")
     page.wait(
         "(() => { const [a, b] = [document.querySelector('mark.chosen'), document.getElementById('reading')].map((e) => "
@@ -487,6 +488,29 @@ def test_refusals_are_said_in_plain_words(browser: chromium.Browser, mini: Reade
         tab.run("document.getElementById('problem').hidden = true")
         ask(tab, PIER, "Who built the first pier?")
         assert "in the time that it allows" in text_of(tab, "#problem p")
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(browser: chromium.Browser, mini: Reader) -> None:
+    pytest.importorskip("spanqa.serve.guard")
+    right = "an-api-key-of-the-test"
+    with (
+        serving(mini, keys=(hashlib.sha256(right.encode()).hexdigest(),)) as served,
+        browser.open(served.address) as tab,
+    ):
+        for given in ("a-wrong-key-of-the-test", right):
+            tab.wait("document.getElementById('key').open")
+            assert tab.run("[document.activeElement.id, document.activeElement.type]") == ["key-text", "password"]
+            assert axe(tab) == {}
+            tab.type(given)
+            tab.press("Enter")
+            tab.wait("!document.getElementById('key').open")
+        tab.wait("document.getElementById('model').textContent === 'spanqa-mini'")
+        ask(tab, PIER, "Who built the first pier?")
+        assert text_of(tab, "#answer") == "Anna Kestrel"
+        assert tab.run("[document.cookie, localStorage.length, sessionStorage.length]") == ["", 0, 0]
+        assert right not in tab.run("document.documentElement.outerHTML + document.getElementById('key-text').value")
+        tab.ask("Page.reload")
+        tab.wait("document.getElementById('key')?.open")
 
 
 # --- for everybody

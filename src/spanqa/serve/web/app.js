@@ -484,4 +484,5 @@ $("examples").querySelector("ul").append(...QUESTIONS.map((question) => el("li",
 setText("", true);
 $("text").focus();
 openLink();
-start(null, () => start(null, () => {}));
+const begin = () => start(null, begin);
+begin();

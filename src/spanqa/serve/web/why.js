@@ -5,9 +5,9 @@ const FAINT = 0.05; // words with less than this share of the largest score have
 const STRONGEST = 8;
 
 const VERDICTS = {
-  reliable: ["good", "These colours can be trusted", "With the strongest words hidden, the model decides differently far more often than with random words hidden."],
-  weak: ["middling", "Take these colours with care", "Hiding the strongest words matters more than hiding random ones, but not by much."],
-  "no better than chance": ["bad", "Do not rely on these colours", "Hiding the strongest words matters no more than hiding random ones."],
+  reliable: ["good", "These colours can be trusted", "Hiding the strongest words changes what the model decides far more than hiding random ones."],
+  weak: ["middling", "Take these colours with care", "Hiding the strongest words changes more than hiding random ones, but not by much."],
+  "no better than chance": ["bad", "Do not rely on these colours", "Hiding the strongest words changes hardly more than hiding random ones."],
 };
 
 const quote = (text) => `“${visible(text.length > 60 ? `${text.slice(0, 59)}…` : text)}”`;
