@@ -133,18 +133,9 @@ def serving(bench: Bench, dtype: str) -> Iterator[None]:
     """Start all servers, wait until they are ready, and stop them at the end."""
     options = {"model": str(MINI), "threads": bench.threads}
     peers = [str(HERE / "serve_peers.py")]
+    ours = ["--model", str(MINI), "--threads", str(bench.threads), "--dtype", dtype, "--port"]
     commands = {
-        "spanqa": [
-            sys.executable,
-            "-m",
-            "spanqa",
-            "serve",
-            "--threads",
-            str(bench.threads),
-            "--dtype",
-            dtype,
-            "--port",
-        ],
+        "spanqa": [sys.executable, "-m", "spanqa", "serve", *ours],
         "batcher": [sys.executable, *peers, "batcher"],
         "pipeline": [str(HF4), *peers, "pipeline"],
     }
