@@ -26,6 +26,7 @@ def transformers_pipeline(options):
     def run(questions):
         texts, contexts = [q for q, _ in questions], [c for _, c in questions]
         found = answer(question=texts, context=contexts, **settings)
+        found = [found] if isinstance(found, dict) else found  # of a single question
         if options.get("scores"):
             return [(each["answer"], each["score"]) for each in found]
         return [each["answer"] for each in found]

@@ -54,7 +54,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.quick, self.threads = arguments.quick, arguments.threads
-        self.examples = choose_examples("squad", 400 if self.quick else 2000, shuffle=True)
+        self.examples = choose_examples("squad", 100 if self.quick else 2000, shuffle=True)
         self.bodies = [body(each.question, each.passage) for each in self.examples]
         self.reader = Reader.load(MINI, dtype=arguments.dtype, threads=self.threads)
         self.ports: dict[str, int] = {}
@@ -133,18 +133,9 @@ def serving(bench: Bench, dtype: str) -> Iterator[None]:
     """Start all servers, wait until they are ready, and stop them at the end."""
     options = {"model": str(MINI), "threads": bench.threads}
     peers = [str(HERE / "serve_peers.py")]
+    ours = ["--model", str(MINI), "--threads", str(bench.threads), "--dtype", dtype, "--port"]
     commands = {
-        "spanqa": [
-            sys.executable,
-            "-m",
-            "spanqa",
-            "serve",
-            "--threads",
-            str(bench.threads),
-            "--dtype",
-            dtype,
-            "--port",
-        ],
+        "spanqa": [sys.executable, "-m", "spanqa", "serve", *ours],
         "batcher": [sys.executable, *peers, "batcher"],
         "pipeline": [str(HF4), *peers, "pipeline"],
     }
@@ -211,7 +202,7 @@ def offline(bench: Bench) -> tuple[dict[str, float], list[str]]:
     list(bench.reader.ask_many(pairs[:50]))
     answers: list[str] = []
     ours = len(pairs) / seconds(lambda: answers.extend(each.text for each in bench.reader.ask_many(pairs)))
-    some = examples[: 100 if bench.quick else 500]
+    some = examples[: 40 if bench.quick else 500]
     process = start({"kind": "transformers_pipeline", "model": str(MINI), "batch_size": 1}, bench.threads)
     ask(process, some[:10])
     theirs = len(some) / ask(process, some)["seconds"]
