@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service  # noqa: E402
-from spanqa.serve.app import all_routes  # noqa: E402
-from spanqa.serve.keys import digest  # noqa: E402
-from spanqa.serve.logs import configure  # noqa: E402
-from spanqa.serve.metrics import Metrics  # noqa: E402
-from spanqa.serve.middleware import wrap  # noqa: E402
+from spanqa.reader import Reader
+from spanqa.serve import ServeSettings, Service
+from spanqa.serve.app import all_routes
+from spanqa.serve.keys import digest
+from spanqa.serve.logs import configure
+from spanqa.serve.metrics import Metrics
+from spanqa.serve.middleware import wrap
 
 PASSAGE = "The pier was built in 1873 by Anna Kestrel. It is made of granite."
 ASKED = {"question": "Who built the pier?", "passages": [PASSAGE]}

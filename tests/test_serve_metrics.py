@@ -15,18 +15,18 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics  # noqa: E402
-from prometheus_client.parser import text_string_to_metric_families as parse  # noqa: E402
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
 
-from spanqa import __version__  # noqa: E402
-from spanqa.errors import InputError  # noqa: E402
-from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service  # noqa: E402
-from spanqa.serve.app import all_routes  # noqa: E402
-from spanqa.serve.metrics import Metrics  # noqa: E402
-from spanqa.serve.metrics import routes as metrics_routes  # noqa: E402
-from spanqa.serve.middleware import wrap  # noqa: E402
-from spanqa.serve.tracing import Tracing, open_tracing  # noqa: E402
+from spanqa import __version__
+from spanqa.errors import InputError
+from spanqa.reader import Reader
+from spanqa.serve import ServeSettings, Service
+from spanqa.serve.app import all_routes
+from spanqa.serve.metrics import Metrics
+from spanqa.serve.metrics import routes as metrics_routes
+from spanqa.serve.middleware import wrap
+from spanqa.serve.tracing import Tracing, open_tracing
 
 PASSAGE = "The pier was built in 1873 by Anna Kestrel. It is made of granite."
 ASKED = {"question": "Who built the pier?", "passages": [PASSAGE]}

@@ -13,14 +13,14 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from spanqa import __version__  # noqa: E402
-from spanqa.errors import BackendError  # noqa: E402
-from spanqa.explain.attribute import attribute  # noqa: E402
-from spanqa.pipelines import pipeline  # noqa: E402
-from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from spanqa import __version__
+from spanqa.errors import BackendError
+from spanqa.explain.attribute import attribute
+from spanqa.pipelines import pipeline
+from spanqa.reader import Reader
+from spanqa.serve import ServeSettings, Service, make_app
 from spanqa.serve.keys import digest
-from spanqa.serve.problems import STATUS  # noqa: E402
+from spanqa.serve.problems import STATUS
 
 KEY = "0123456789abcdef"
 PASSAGE = "The pier was built in 1873 by Anna Kestrel. It is made of granite and 240 metres long."

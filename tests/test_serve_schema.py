@@ -7,11 +7,11 @@ import pytest
 pytest.importorskip("fastapi")
 schemathesis = pytest.importorskip("schemathesis")
 
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, settings
 
-from spanqa.explain.attribute import attribute  # noqa: E402
-from spanqa.reader import Reader  # noqa: E402
-from spanqa.serve import ServeSettings, Service, make_app  # noqa: E402
+from spanqa.explain.attribute import attribute
+from spanqa.reader import Reader
+from spanqa.serve import ServeSettings, Service, make_app
 
 ENVIRON = {"AIP_HEALTH_ROUTE": "/vertex/health", "AIP_PREDICT_ROUTE": "/vertex:predict"}
 SERVICE = Service(ServeSettings(max_questions=4, max_top_k=5, explain_seconds=0.05), explain=attribute, name="a-model")

@@ -73,11 +73,8 @@ def all_routes(service: Service, environ: Mapping[str, str] = os.environ) -> Fas
         router.routes = [route for route in router.routes if not taken & _names(route)]
         taken.update(*map(_names, router.routes))
         app.include_router(router)
-    for foreseen in (
-        Problem,
-        SpanQAError,
-        TimeoutError,
-    ):  # what only `Exception` stands for is raised again, into the server's log
+    # Starlette raises again, into the server's log, what is registered as Exception alone.
+    for foreseen in (Problem, SpanQAError, TimeoutError):
         app.add_exception_handler(foreseen, _answer_problem)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(HTTPException, _answer_http)
