@@ -62,6 +62,10 @@ def serving(reader: Reader | None, *, explain: Any = explain, under: str = "", *
     if reader is not None:
         service.start(reader)
     app: Any = make_app(service)
+    if service.settings.keys:
+        from spanqa.serve.guard import Guard
+
+        app = Guard(app, service.settings)
     if under:
         app = Starlette(routes=[Mount(under, app)])
     listener = socket.create_server(("127.0.0.1", 0))
