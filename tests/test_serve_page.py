@@ -501,13 +501,13 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: chromium.Browser, m
         serving(mini, keys=(hashlib.sha256(right.encode()).hexdigest(),)) as served,
         browser.open(served.address) as tab,
     ):
-        for given in ("a-wrong-key-of-the-test", right):
-            tab.wait("document.getElementById('key').open")
+        for said, given in (("asks for a key", "a-wrong-key-of-the-test"), ("does not know this key", right)):
+            title = "document.getElementById('key-title').textContent"
+            tab.wait(f"document.getElementById('key').open && {title}.includes({said!r})")
             assert tab.run("[document.activeElement.id, document.activeElement.type]") == ["key-text", "password"]
             assert axe(tab) == {}
             tab.type(given)
             tab.press("Enter")
-            tab.wait("!document.getElementById('key').open")
         tab.wait("document.getElementById('model').textContent === 'spanqa-mini'")
         ask(tab, PIER, "Who built the first pier?")
         assert text_of(tab, "#answer") == "Anna Kestrel"
