@@ -62,6 +62,10 @@ def serving(reader: Reader | None, *, explain: Any = explain, under: str = "", *
     if reader is not None:
         service.start(reader)
     app: Any = make_app(service)
+    if service.settings.keys:
+        from spanqa.serve.guard import Guard
+
+        app = Guard(app, service.settings)
     if under:
         app = Starlette(routes=[Mount(under, app)])
     listener = socket.create_server(("127.0.0.1", 0))
@@ -497,13 +501,13 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: chromium.Browser, m
         serving(mini, keys=(hashlib.sha256(right.encode()).hexdigest(),)) as served,
         browser.open(served.address) as tab,
     ):
-        for given in ("a-wrong-key-of-the-test", right):
-            tab.wait("document.getElementById('key').open")
+        for said, given in (("asks for a key", "a-wrong-key-of-the-test"), ("does not know this key", right)):
+            title = "document.getElementById('key-title').textContent"
+            tab.wait(f"document.getElementById('key').open && {title}.includes({said!r})")
             assert tab.run("[document.activeElement.id, document.activeElement.type]") == ["key-text", "password"]
             assert axe(tab) == {}
             tab.type(given)
             tab.press("Enter")
-            tab.wait("!document.getElementById('key').open")
         tab.wait("document.getElementById('model').textContent === 'spanqa-mini'")
         ask(tab, PIER, "Who built the first pier?")
         assert text_of(tab, "#answer") == "Anna Kestrel"
