@@ -62,10 +62,6 @@ def serving(reader: Reader | None, *, explain: Any = explain, under: str = "", *
     if reader is not None:
         service.start(reader)
     app: Any = make_app(service)
-    if service.settings.keys:
-        from spanqa.serve.guard import Guard
-
-        app = Guard(app, service.settings)
     if under:
         app = Starlette(routes=[Mount(under, app)])
     listener = socket.create_server(("127.0.0.1", 0))
@@ -495,7 +491,6 @@ def test_refusals_are_said_in_plain_words(browser: chromium.Browser, mini: Reade
 
 
 def test_a_key_is_asked_for_and_kept_in_memory_only(browser: chromium.Browser, mini: Reader) -> None:
-    pytest.importorskip("spanqa.serve.guard")
     right = "an-api-key-of-the-test"
     with (
         serving(mini, keys=(hashlib.sha256(right.encode()).hexdigest(),)) as served,

@@ -14,7 +14,11 @@ from spanqa.reader import Reader
 from spanqa.serve import ServeSettings, Service, make_app
 
 ENVIRON = {"AIP_HEALTH_ROUTE": "/vertex/health", "AIP_PREDICT_ROUTE": "/vertex:predict"}
-SERVICE = Service(ServeSettings(max_questions=4, max_top_k=5, explain_seconds=0.05), explain=attribute, name="a-model")
+SERVICE = Service(
+    ServeSettings(max_questions=4, max_top_k=5, explain_seconds=0.05, hosts=("testserver",)),
+    explain=attribute,
+    name="a-model",
+)
 SAME_FUNCTION = "^/predict$|^/invocations$|^/vertex:predict$|/versions/"
 """Paths that are not tried: behind each is the function, and the body, of a path that is."""
 BEYOND_A_SCHEMA = {
