@@ -62,7 +62,7 @@ class Bench:
 
     def load(self, server: str, rate: float, seconds: float, seed: int = 0) -> dict:
         """Load a server with random questions."""
-        arrivals = poisson(rate, seconds, len(self.examples), seed)
+        arrivals = poisson(rate, seconds, len(self.bodies), seed)
         return {"rate": rate, **summary(self.send(server, self.bodies, arrivals))}
 
     def send(
