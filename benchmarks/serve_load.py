@@ -62,7 +62,7 @@ class Bench:
 
     def load(self, server: str, rate: float, seconds: float, seed: int = 0) -> dict:
         """Load a server with random questions."""
-        arrivals = poisson(rate, seconds, len(self.examples), seed)
+        arrivals = poisson(rate, seconds, len(self.bodies), seed)
         return {"rate": rate, **summary(self.send(server, self.bodies, arrivals))}
 
     def send(
@@ -293,7 +293,7 @@ def flood(bench: Bench, rate: float) -> dict:
     question = "Who was the first king of Norway?"
     took = seconds(lambda: bench.reader.ask(question, longs[0]))
     length = 8 if bench.quick else 40
-    short = poisson(rate / 10, length, len(bench.examples), seed=1)
+    short = poisson(rate / 10, length, len(bench.bodies), seed=1)
     long = [(at, len(bench.bodies) + i) for at, i in poisson(2 / took, length, len(longs), seed=2)]
     bodies = [*bench.bodies, *(body(question, text) for text in longs)]
     alone = summary(bench.send("spanqa", bench.bodies, short))
