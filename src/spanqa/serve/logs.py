@@ -38,7 +38,9 @@ def configure(
     handler.setFormatter((_Json if form == "json" else _Text)(text))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for name in ("spanqa", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True  # uvicorn may have been set up before, in another way
+        logger.setLevel(level.upper())
 
 
 def log(exchange: Exchange, probes: frozenset[str]) -> None:
