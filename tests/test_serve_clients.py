@@ -171,7 +171,10 @@ def test_tritons_client_shows_what_is_wrong(triton: Any, client: Any) -> None:
         (lambda: client.infer("spanqa-mini", good[:1]), r"\[422\] inputs: context is missing"),
         (lambda: client.infer("spanqa-mini", good, parameters={"topk": 2}), r"\[422\] parameters.topk: there is no"),
         (lambda: client.infer("spanqa-mini", good, priority=1), r"\[422\] parameters.priority: there is no such"),
-        (lambda: client.infer("spanqa-mini", good, request_compression_algorithm="gzip"), r"\[415\] Send the body without Content-Encoding"),
+        (
+            lambda: client.infer("spanqa-mini", good, request_compression_algorithm="gzip"),
+            r"\[415\] Send the body without Content-Encoding",
+        ),
         (lambda: client.get_model_config("spanqa-mini"), r"\[404\] There is nothing at this address"),
         (lambda: client.get_inference_statistics("spanqa-mini"), r"\[404\] There is nothing at this address"),
     ]

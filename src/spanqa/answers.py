@@ -134,6 +134,7 @@ class Answer:
         )
 
     def _fields(self) -> dict[str, Any]:
+        left, right = self._sentence_bounds()
         return {
             "text": self.text,
             "start": self.start,
@@ -141,8 +142,8 @@ class Answer:
             "score": self.score if math.isfinite(self.score) else None,
             "probability": self.probability,
             "no_answer_probability": self.no_answer_probability,
-            "sentence": self.sentence,
-            "sentence_start": self.sentence_start,
+            "sentence": self._context[left:right],
+            "sentence_start": None if self.start is None else self._context_start + left,
             "passage_index": self.passage_index,
             "source": self.source,
             "closest": None if self.closest is None else self.closest._fields(),

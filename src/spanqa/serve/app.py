@@ -66,8 +66,8 @@ def all_routes(service: Service, environ: Mapping[str, str] = os.environ) -> Fas
     app = FastAPI(
         title="spanqa", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, responses=_RESPONSES
     )
-    routers = [aliases.routes(service, environ)]
-    routers += [module.routes(service) for module in (operation, huggingface, answers, inference, pages)]
+    routers = [answers.routes(service), aliases.routes(service, environ)]
+    routers += [module.routes(service) for module in (huggingface, inference, operation, pages)]
     taken: set[tuple[str, str]] = set()
     for router in routers:  # an operator may give Vertex AI a path of ours, such as /predict
         router.routes = [route for route in router.routes if not taken & _names(route)]

@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
         self.service, self.cut_off = service, 0
         self._load, self._ready = load, ready
         self._leave_at: float | None = None
-        self._loaded: tuple[Reader, str] | BaseException | None = None
+        self._loaded: tuple[Reader, float, str] | BaseException | None = None
         metrics_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
         connection: Any = partial(BoundedConnection, shared=Connections(limit))
         super().__init__(
@@ -147,6 +147,7 @@ class Server(uvicorn.Server):
             took = time.monotonic() - self.service.started
             self._loaded = (
                 reader,
+                speed,
                 (
                     f"Ready in {took:.1f} s: {self.service.name or reader.checkpoint.path.name} on {backend.name} ({backend.device}, "
                     f"{backend.dtype}) reads {speed:,.0f} tokens a second."
@@ -157,8 +158,8 @@ class Server(uvicorn.Server):
 
     def _take_loaded(self) -> None:
         if isinstance(self._loaded, tuple) and self.service.state == "loading":
-            reader, text = self._loaded
-            self.service.start(reader)
+            reader, speed, text = self._loaded
+            self.service.start(reader, speed)
             self._ready(text)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,6 +1,7 @@
 """What stands behind the routes: the reader once it is loaded, the queue, and the state that /ready reports."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -48,13 +49,14 @@ class Service:
         self._queue: AnswerQueue | None = None
         self.explaining = asyncio.Semaphore(1)
 
-    def start(self, reader: Reader) -> None:
-        """Begin to answer, with this reader."""
+    def start(self, reader: Reader, tokens_per_second: float = math.inf) -> None:
+        """Begin to answer, with this reader; how fast it reads is learnt from its batches, if it is not known."""
         settings = self.settings
         self._reader = reader
         self._queue = AnswerQueue(
             reader.engine, max_wait=settings.max_wait, max_requests=settings.max_requests, max_bytes=settings.max_bytes
         )
+        self._queue.tokens_per_second = tokens_per_second
         self.name = self.name or reader.checkpoint.path.name
         self.state = "ready"
 
