@@ -53,7 +53,7 @@ class Bench:
     """What all parts share: the questions, the reader in this process, and the servers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.quick, self.threads = arguments.quick, arguments.threads
+        self.quick, self.threads, self.max_wait = arguments.quick, arguments.threads, arguments.max_wait
         self.examples = choose_examples("squad", 100 if self.quick else 2000, shuffle=True)
         self.bodies = [body(each.question, each.passage) for each in self.examples]
         self.reader = Reader.load(MINI, dtype=arguments.dtype, threads=self.threads)
@@ -133,7 +133,8 @@ def serving(bench: Bench, dtype: str) -> Iterator[None]:
     """Start all servers, wait until they are ready, and stop them at the end."""
     options = {"model": str(MINI), "threads": bench.threads}
     peers = [str(HERE / "serve_peers.py")]
-    ours = ["--model", str(MINI), "--threads", str(bench.threads), "--dtype", dtype, "--port"]
+    ours = ["--model", str(MINI), "--threads", str(bench.threads), "--dtype", dtype]
+    ours += ["--max-wait", str(bench.max_wait), "--port"]
     commands = {
         "spanqa": [sys.executable, "-m", "spanqa", "serve", *ours],
         "batcher": [sys.executable, *peers, "batcher"],
@@ -370,6 +371,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="auto", help="of spanqa and of the batcher; the pipeline computes in fp32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-wait", type=float, default=0.5, help="of spanqa serve, in seconds")
     parser.add_argument("--quick", action="store_true", help="a trial of about two minutes, whose figures mean little")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
