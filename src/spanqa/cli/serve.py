@@ -64,16 +64,28 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
+            rich_help_panel="Who may ask",
             help=f"File with API keys, one a line. The variable {VARIABLE} may hold them instead. Default: everyone may ask.",
         ),
     ] = None,
-    allowed_host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="")] = None,
-    cors_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="")] = None,
-    log_format: Annotated[Literal["text", "json"], typer.Option(help="How the log is written, on standard error.")] = (
-        "text"
-    ),
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="", rich_help_panel="Who may ask")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="", rich_help_panel="Who may ask")
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How the log is written, on standard error.", rich_help_panel="Log"),
+    ] = "text",
     open_page: Annotated[
-        bool, typer.Option("--open", envvar="SPANQA_OPEN", help="Open the page in the browser when ready.")
+        bool,
+        typer.Option(
+            "--open",
+            envvar="SPANQA_OPEN",
+            help="Open the page in the browser when ready.",
+            rich_help_panel="Addresses and processes",
+        ),
     ] = False,
     **values: Any,
 ) -> None:
@@ -157,7 +169,11 @@ def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
     helps = {each.name: each.metadata["help"] for each in fields(ServeSettings)}
     of_lists = {"allowed_host": helps["hosts"], "cors_origin": helps["cors_origins"]}
     for each in (*fields(ServerOptions), *settings):
-        option = typer.Option(help=each.metadata["help"], show_default=each.default not in (None, "", False))
+        option = typer.Option(
+            help=each.metadata["help"],
+            show_default=each.default not in (None, "", False),
+            rich_help_panel=each.metadata["panel"],
+        )
         parameters.append(
             inspect.Parameter(
                 each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=Annotated[each.type, option]
@@ -170,6 +186,7 @@ def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
         assert isinstance(option, OptionInfo)
         option.envvar = option.envvar or f"SPANQA_{parameter.name.upper()}"
         option.help = option.help or of_lists[parameter.name]
+        option.rich_help_panel = option.rich_help_panel or "Model"
         for attribute, value in SPECIAL.get(parameter.name, {}).items():
             setattr(option, attribute, value)
         done.append(parameter.replace(annotation=Annotated[kind, option], kind=parameter.KEYWORD_ONLY))
