@@ -520,3 +520,17 @@ def test_an_error_of_the_progress_display_is_that_of_its_request_alone() -> None
         with pytest.raises(RuntimeError, match="no terminal"):
             engine.submit([window(90), window(90)], progress=broken).result()
         assert_same(engine.submit([window(90), window(90)]).result(), [window(90), window(90)])
+
+
+def test_a_batch_is_filled_with_what_is_most_similar_and_is_as_large_as_it_may_be() -> None:
+    backend = Echo(batch_tokens=200)
+    with Engine(backend) as engine:
+        assert engine.batch_tokens == 200
+        held(backend, engine, 3)
+        others = [engine.submit([window(length, length)]) for length in (20, 35, 30, 22, 38)]
+        engine.batch_tokens = 66
+        assert engine.batch_tokens == 66
+        backend.gate.set()
+        wait(others, 30)
+    shared = [sorted(batch) for batch in backend.began if 1 not in batch]
+    assert sorted(shared) == [[20, 22], [30], [35], [38]]

@@ -152,10 +152,11 @@ class Queue:
         return waiting
 
     def _fill(self, taken: Taken) -> None:
-        """Add pieces of similar length from all requests while the batch has room."""
+        """Add pieces of similar length from all requests while the batch has room: the most similar first, which pad least."""
         width, rows = taken[0][1].width, len(taken[0][1].rows)
-        for request in self.requests:
-            while request.pieces and request.capture is None:
+        waiting = [request for request in self.requests if request.pieces and request.capture is None]
+        for request in sorted(waiting, key=lambda each: abs(each.pieces[-1].width - width)):
+            while request.pieces:
                 piece = request.pieces[-1]
                 if self.layout == "flat":
                     joined = (1, width + piece.width)

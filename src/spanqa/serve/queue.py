@@ -143,7 +143,7 @@ class AnswerQueue:
         speed = record.rows * record.cols / max(record.seconds, 1e-6)
         if self.tokens_per_second == math.inf:
             self.tokens_per_second = speed
-        share = 0.2 * min(1.0, record.rows * record.cols / self.engine.backend.batch_tokens)
+        share = 0.2 * min(1.0, record.rows * record.cols / self.engine.batch_tokens)
         self.tokens_per_second += share * (speed - self.tokens_per_second)
 
     @contextmanager
