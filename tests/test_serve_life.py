@@ -20,12 +20,14 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from spanqa.batches import Batch, Capture, SpanLogits
 from spanqa.errors import CheckpointError, InputError
 from spanqa.reader import Reader
 from spanqa.serve import ServeSettings, Service, connections
@@ -209,16 +211,28 @@ def test_a_worker_that_comes_later_and_is_told_to_end_accepts_nothing(serve: Cal
     assert serving.error is None and not serving.server.started
 
 
-def test_a_full_batch_warms_up(tiny_reader: Callable[..., Reader]) -> None:
-    reader, seen = tiny_reader("bert"), []
-    reader.engine.observers.append(seen.append)
-    try:
-        assert warm_up(reader) > 0
-    finally:
-        reader.engine.observers.remove(seen.append)
-    small, *full = (record.tokens for record in seen)
-    assert small < 64
-    assert 0.8 * reader.backend.batch_tokens <= sum(full) <= reader.backend.batch_tokens
+class Paced:
+    """A backend that takes so many seconds for a batch, and so many for a token."""
+
+    name, device, dtype, layouts, batch_tokens, batches_at_once = "paced", "cpu", "fp32", ("padded",), 1024, 1
+
+    def __init__(self, batch: float, token: float) -> None:
+        self.batch, self.token = batch, token
+
+    def forward(self, batch: Batch, *, capture: Capture | None = None) -> SpanLogits:
+        time.sleep(self.batch + self.token * batch.input_ids.size)
+        return SpanLogits(np.zeros(batch.shape, np.float32), np.zeros(batch.shape, np.float32))
+
+
+@pytest.mark.parametrize(("batch", "token", "tokens"), [(0.0, 2e-4, 64), (0.02, 0.0, 1024), (0.02, 2e-4, 512)])
+def test_the_smallest_batch_that_is_read_fast_is_used(
+    tiny_reader: Callable[..., Reader], batch: float, token: float, tokens: int
+) -> None:
+    reader = Reader(tiny_reader("bert").checkpoint, Paced(batch, token))  # type: ignore[arg-type]
+    speed = warm_up(reader)
+    assert reader.engine.batch_tokens == tokens
+    assert 0 < speed < tokens / (batch + token * tokens)
+    reader.close()
 
 
 class Blocked:
