@@ -168,11 +168,12 @@ def _with_fields(command: Callable[..., None]) -> Callable[..., None]:
     settings = [each for each in fields(ServeSettings) if each.name not in NOT_OPTIONS]
     helps = {each.name: each.metadata["help"] for each in fields(ServeSettings)}
     of_lists = {"allowed_host": helps["hosts"], "cors_origin": helps["cors_origins"]}
-    for each in (*fields(ServerOptions), *settings):
+    panels = [(each, "Addresses and processes") for each in fields(ServerOptions)]
+    for each, panel in (*panels, *((each, "Limits") for each in settings)):
         option = typer.Option(
             help=each.metadata["help"],
             show_default=each.default not in (None, "", False),
-            rich_help_panel=each.metadata["panel"],
+            rich_help_panel=each.metadata["panel"] or panel,
         )
         parameters.append(
             inspect.Parameter(

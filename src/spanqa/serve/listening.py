@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 
 from spanqa.errors import InputError
@@ -25,36 +24,33 @@ MOST_CONNECTIONS = 16_384
 """Where nothing else is set, a process keeps no more connections open than this; 10,000 idle ones cost about 100 MB."""
 
 
-_option = partial(setting, panel="Addresses and processes")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
     """Addresses, processes, and how long connections live. Times are seconds."""
 
-    host: str = _option("127.0.0.1", "Address to listen on; 0.0.0.0 or :: is every address of this machine.")
-    port: int = _option(8000, "Port to listen on; 0 takes a free one. AIP_HTTP_PORT (Vertex AI) sets it too.", 0)
-    uds: Path | None = _option(
+    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 or :: is every address of this machine.")
+    port: int = setting(8000, "Port to listen on; 0 takes a free one. AIP_HTTP_PORT (Vertex AI) sets it too.", 0)
+    uds: Path | None = setting(
         None, "Listen on this unix socket instead of a port; the user and the group of the server may connect."
     )
-    workers: int = _option(1, "Processes that share the address, each with a model of its own.", 1)
-    metrics_host: str = _option("127.0.0.1", "Address of the metrics, with --metrics-port.")
-    metrics_port: int | None = _option(
+    workers: int = setting(1, "Processes that share the address, each with a model of its own.", 1)
+    metrics_host: str = setting("127.0.0.1", "Address of the metrics, with --metrics-port.")
+    metrics_port: int | None = setting(
         None, "Port of an address of its own for /metrics, which is then not on the main one.", 0
     )
-    root_path: str = _option("", "Path under which a proxy shows the server, such as /qa; the proxy takes it off.")
-    forwarded_allow_ips: str = _option(
+    root_path: str = setting("", "Path under which a proxy shows the server, such as /qa; the proxy takes it off.")
+    forwarded_allow_ips: str = setting(
         "127.0.0.1,::1",
         "Addresses or networks of proxies whose X-Forwarded-For and -Proto are trusted, with commas; * trusts all.",
     )
-    keep_alive: float = _option(
+    keep_alive: float = setting(
         75.0, "Close a connection without a request after this many seconds; a balancer's time must be shorter.", 1
     )
-    drain_delay: float = _option(
+    drain_delay: float = setting(
         5.0, "After SIGTERM, accept requests for this many seconds, until the balancer has seen /ready say 503.", 0
     )
-    drain_timeout: float = _option(30.0, "After that, wait at most this many seconds for requests in work.", 0)
-    max_connections: int | None = _option(
+    drain_timeout: float = setting(30.0, "After that, wait at most this many seconds for requests in work.", 0)
+    max_connections: int | None = setting(
         None, "Most open connections of a process. Default: three quarters of the open files that the system allows.", 1
     )
 

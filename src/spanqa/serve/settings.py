@@ -7,12 +7,11 @@ from typing import Any
 from spanqa.errors import InputError
 
 
-def setting(default: Any, help: str, least: float | None = None, *, panel: str) -> Any:
-    """Return a field whose help the command line shows, in a panel; a number below `least` is refused."""
+def setting(default: Any, help: str, least: float | None = None, *, panel: str = "") -> Any:
+    """Return a field whose help the command line shows, in a panel of its own where named; a number below `least` is refused."""
     return field(default=default, metadata={"help": help, "least": least, "panel": panel})
 
 
-_limit = partial(setting, panel="Limits")
 _access = partial(setting, panel="Who may ask")
 _log = partial(setting, panel="Log")
 
@@ -21,20 +20,20 @@ _log = partial(setting, panel="Log")
 class ServeSettings:
     """Limits, times and policies of a server. Sizes are bytes or characters, times are seconds."""
 
-    max_body: int = _limit(4_000_000, "Largest body of a request, in bytes.", 1)
-    body_seconds: float = _limit(20.0, "Longest time for a body to arrive, in seconds.", 0.001)
-    max_question: int = _limit(2_000, "Longest question, in characters.", 1)
-    max_passage: int = _limit(1_000_000, "Longest passage, in characters.", 1)
-    max_passages: int = _limit(100, "Most passages of one question.", 1)
-    max_questions: int = _limit(64, "Most questions in one request.", 1)
-    max_top_k: int = _limit(100, "Most answers to one question.", 1)
-    max_requests: int = _limit(512, "Most requests that are worked on or wait at a time.", 1)
-    max_bytes: int = _limit(256_000_000, "Most bytes of bodies that are worked on or wait at a time.", 1)
-    max_wait: float = _limit(
+    max_body: int = setting(4_000_000, "Largest body of a request, in bytes.", 1)
+    body_seconds: float = setting(20.0, "Longest time for a body to arrive, in seconds.", 0.001)
+    max_question: int = setting(2_000, "Longest question, in characters.", 1)
+    max_passage: int = setting(1_000_000, "Longest passage, in characters.", 1)
+    max_passages: int = setting(100, "Most passages of one question.", 1)
+    max_questions: int = setting(64, "Most questions in one request.", 1)
+    max_top_k: int = setting(100, "Most answers to one question.", 1)
+    max_requests: int = setting(512, "Most requests that are worked on or wait at a time.", 1)
+    max_bytes: int = setting(256_000_000, "Most bytes of bodies that are worked on or wait at a time.", 1)
+    max_wait: float = setting(
         5.0, "Refuse a request that would wait longer than this for others, in seconds, with status 429.", 0
     )
-    deadline: float = _limit(30.0, "Give up a request after so many seconds, with status 504.", 0.001)
-    explain_seconds: float = _limit(20.0, "Most seconds of work for one explanation.", 0.001)
+    deadline: float = setting(30.0, "Give up a request after so many seconds, with status 504.", 0.001)
+    explain_seconds: float = setting(20.0, "Most seconds of work for one explanation.", 0.001)
     rate_limit: float | None = _access(
         None,
         "Requests a minute for each API key, or for each address without keys, in each worker. Default: no limit.",
