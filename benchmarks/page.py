@@ -79,6 +79,7 @@ def render() -> str:
         ("confidence.spanqa-mini", confidence),
         ("ten-passages", ten_passages),
         ("long-text", long_text),
+        ("serve-load", serve_load),
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
@@ -365,6 +366,72 @@ Peak memory of a process that captures the attention of an answer's tokens in al
 {record["shape"]}, {record["tokens"]} tokens.
 
 {table(heads, rows)}"""
+
+
+def serve_load(record: dict[str, Any]) -> str:
+    """The server under load: each level, what was wanted, and the highest rate of each server."""
+
+    def ms(value: float | None) -> str:
+        return "" if value is None else f"{1000 * value:,.0f}"
+
+    levels = {name: row for name, row in record["levels"].items() if name != "answers"} | {"200%": record["overload"]}
+    rows = [
+        [
+            name,
+            f"{row['requests']:,}",
+            f"{row['status'].get('200', 0):,}",
+            ms(row["p50"]),
+            ms(row["p99"]),
+            ms(row["refused_p99"]),
+        ]
+        for name, row in levels.items()
+    ]
+    flood = record["flood"]
+    floods = [
+        [
+            name,
+            f"{row['requests']:,}",
+            f"{row['status'].get('200', 0):,}",
+            ms(row["p50"]),
+            ms(row["p99"]),
+            ms(row["refused_p99"]),
+        ]
+        for name, row in (
+            ("short questions alone", flood["alone"]),
+            ("short questions beside long texts", flood["beside_long"]),
+        )
+    ]
+    wanted = [
+        [
+            name,
+            f"{row['measured']:.3g}",
+            f"{row['wanted']:g}" if "wanted" in row else "",
+            {True: "yes", False: "no"}.get(row.get("met"), ""),
+        ]
+        for name, row in record["checks"].items()
+        if row["measured"] is not None
+    ]
+    rates = [
+        [name, f"{record['offline_questions_per_s'][name]:.1f}", f"{row['questions_per_s']:.1f}"]
+        for name, row in record["equal_p99"].items()
+    ]
+    answers, alone = record["levels"]["answers"], record["one_by_one"]
+    return f"""## The server under load
+
+Poisson arrivals of SQuAD 2.0 questions in random order, at shares of the rate of `Reader.ask_many` ({record["offline_questions_per_s"]["spanqa"]:.1f}
+questions a second; a full batch of 4,096 tokens takes {record["full_batch_s"]:.2f} s). The sender runs on the same two cores. Latency counts
+from the time at which a request was due, in ms. Of {answers["questions"]:,} answers {answers["other_than_offline"]} differ from those of the
+reader; F1 is {answers["f1_over_http"]:.2f}.
+
+{table(("load", "requests", "answered", "p50", "p99", "p99 of refusals"), [*rows, *floods])}
+A passage of {alone["words"]} words, one request at a time: the forward pass takes {alone["forward_ms"]:.1f} ms, `Reader.ask` {alone["ask_ms"]:.1f}, a
+request {alone["http_ms"]:.1f}.
+
+The highest rate at which everything is answered and p99 stays below two full batches, in steps of 5 % of the server's own offline rate.
+The pipeline is that of transformers 4.57.6 behind FastAPI; the batcher is the same engine, fed with at most 32 questions or after 10 ms.
+
+{table(("", "offline, questions/s", "at that p99"), rates)}
+{table(("wanted", "measured", "limit", "met"), wanted)}"""
 
 
 def explain_page(record: dict[str, Any]) -> str:
