@@ -173,3 +173,4 @@ def test_json_has_what_is_said_in_the_log(run: Run, command: Command, caplog: py
     assert caplog.messages == [
         "Warning: everyone who can reach 0.0.0.0 may ask. Give --key-file, or listen on 127.0.0.1."
     ]
+    assert caplog.records[0].levelname == "WARNING"
