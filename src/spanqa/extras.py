@@ -71,8 +71,9 @@ def require(name: str) -> None:
     lacking = missing(name)
     if lacking:
         extra = NEEDS[name].extra
+        listed = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
         raise NotInstalledError(
-            f"{NEEDS[name].what} needs {' and '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
+            f"{NEEDS[name].what} needs {listed}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
             f"Install with: pip install '{f'spanqa[{extra}]' if extra else 'spanqa'}'"
         )
 

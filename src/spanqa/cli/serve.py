@@ -33,7 +33,7 @@ NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
 def _port(given: str | int) -> int:
     """Return the port; Kubernetes sets SPANQA_PORT to tcp://... where a service is called spanqa, which says nothing to us."""
     if str(given).startswith("tcp://"):
-        return int(os.environ.get("AIP_HTTP_PORT", "8000"))
+        given = os.environ.get("AIP_HTTP_PORT", "8000")
     try:
         return int(given)
     except ValueError:
