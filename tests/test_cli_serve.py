@@ -104,6 +104,22 @@ def test_platforms_set_the_port(
     assert run.options.port == port
 
 
+def test_a_port_that_is_no_number_is_named(run: Run, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANQA_PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("AIP_HTTP_PORT", "http")
+    done = command("serve")
+    assert done.returncode == 2
+    assert "'http' is not a number" in done.stderr
+
+
+def test_packages_that_are_missing_are_listed(run: Run, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    says = (
+        "Serving needs fastapi, uvicorn, httptools, prometheus_client and swagger_ui_bundle, which are not installed."
+    )
+    assert command("serve").stderr == f"spanqa: {says} Install with: pip install 'spanqa[serve]'\n"
+
+
 def test_a_port_that_is_no_number_is_wrong_usage(run: Run, command: Command) -> None:
     assert command("serve", "--port", "http").returncode == 2
 
@@ -173,3 +189,4 @@ def test_json_has_what_is_said_in_the_log(run: Run, command: Command, caplog: py
     assert caplog.messages == [
         "Warning: everyone who can reach 0.0.0.0 may ask. Give --key-file, or listen on 127.0.0.1."
     ]
+    assert caplog.records[0].levelname == "WARNING"

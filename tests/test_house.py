@@ -163,7 +163,16 @@ def test_that_guard_fails_where_every_backend_is_named_and_one_or_nncf_is_missin
         guard(request, set())
 
 
-OURS = {".py", ".html", ".css", ".js", ".typed", ".md", ".json"}  # and the files of the model that are named below
+OURS = {
+    ".py",
+    ".html",
+    ".css",
+    ".js",
+    ".svg",
+    ".typed",
+    ".md",
+    ".json",
+}  # and the files of the model that are named below
 OF_OTHERS = {"vocab.txt", "tokenizer.json", "config.json", "model.safetensors"}
 
 

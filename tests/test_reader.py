@@ -577,7 +577,7 @@ def test_the_log_says_what_is_loaded_and_never_what_was_asked(caplog: pytest.Log
         Reader.load(backend="numpy").ask("Who built the pier?", PIER)
         list(Reader.load(backend="numpy").ask_many([("", PIER), ("Who?", PIER)], errors="return"))
     told = caplog.text
-    assert "backend numpy on auto in auto" in told
+    assert "backend numpy, device auto, dtype auto" in told
     assert "of weights" in told and "a batch for 1 requests" in told
     assert "pier" not in told.lower() and "Anna" not in told
     assert all(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("spanqa").handlers)

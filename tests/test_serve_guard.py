@@ -284,6 +284,7 @@ def test_addresses_and_localhost_are_known(host: str) -> None:
 def test_another_name_is_misdirected(host: str) -> None:
     reply = post(OPEN, ("Host", host))
     assert (reply.error_type, reply.read) == ("misdirected", [])
+    assert "--allowed-host" in reply.error
 
 
 def test_other_names_are_known_if_listed_or_with_keys_or_on_a_unix_socket_or_for_probes() -> None:

@@ -355,7 +355,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(
     serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = ready(serve())
-    monkeypatch.setattr(connections, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "GRACE_SECONDS", 0.05 - serving.server.service.settings.body_seconds)
     connection = serving.connect()
     connection.sendall(request()[:-5])
     all_of(connection)

@@ -317,6 +317,19 @@ def test_tracing_is_off_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
         open_tracing("localhost:4318")
 
 
+def test_a_part_of_opentelemetry_is_not_enough_for_traces(tmp_path: Path) -> None:
+    for folders, lacks in (("opentelemetry", "opentelemetry.sdk and "), ("opentelemetry/sdk", "needs ")):
+        (tmp_path / folders).mkdir(parents=True)
+        (tmp_path / folders / "__init__.py").touch()
+        code = (
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from spanqa.extras import require; require('tracing')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        says = f"{lacks}opentelemetry.exporter.otlp.proto.http, which "
+        assert says in done.stderr
+        assert "pip install 'spanqa[tracing]'" in done.stderr
+
+
 @pytest.mark.enable_socket
 @pytest.mark.parametrize("by", ["option", "variable"])
 def test_spans_reach_a_collector(by: str, mini: Reader, monkeypatch: pytest.MonkeyPatch) -> None:

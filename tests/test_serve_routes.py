@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -480,3 +482,18 @@ def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="deadline is nan"):
         ServeSettings(deadline=float("nan"))
     assert replace(ServeSettings(), rate_limit=None).rate_limit is None
+
+
+def test_that_the_model_is_loading_is_said_where_python_leaves_out_assertions() -> None:
+    code = """
+from spanqa.serve import Service
+from spanqa.serve.problems import Problem
+from spanqa.serve.routes.operation import model_name
+for ask in (lambda service: service.queue, model_name):
+    try:
+        print(ask(Service()))
+    except Problem as problem:
+        print(problem.error_type)
+"""
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "loading\nloading\n"

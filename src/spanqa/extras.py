@@ -36,8 +36,8 @@ NEEDS: dict[str, Need] = {
     "figures": Need("Drawing figures", ("matplotlib",), "explain"),
     "gradients": Need("Explaining by gradients", ("torch", "transformers"), "torch"),
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
-    "serve": Need("Serving", ("fastapi", "uvicorn", "prometheus_client", "swagger_ui_bundle"), "serve"),
-    "tracing": Need("Tracing", ("opentelemetry",), "tracing"),
+    "serve": Need("Serving", ("fastapi", "uvicorn", "httptools", "prometheus_client", "swagger_ui_bundle"), "serve"),
+    "tracing": Need("Tracing", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"), "tracing"),
     "client": Need("The client", ("httpx",), "client"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }
@@ -46,7 +46,15 @@ NEEDS: dict[str, Need] = {
 
 def missing(name: str) -> list[str]:
     """Return the packages that a part needs and that are not installed."""
-    return [package for package in NEEDS[name].packages if importlib.util.find_spec(package) is None]
+    return [package for package in NEEDS[name].packages if not _is_there(package)]
+
+
+def _is_there(package: str) -> bool:
+    """Return whether Python can find a package; opentelemetry.sdk may be missing where opentelemetry is there."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what is before the dot is missing
+        return False
 
 
 def installed(name: str) -> bool:
@@ -63,8 +71,9 @@ def require(name: str) -> None:
     lacking = missing(name)
     if lacking:
         extra = NEEDS[name].extra
+        listed = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
         raise NotInstalledError(
-            f"{NEEDS[name].what} needs {' and '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
+            f"{NEEDS[name].what} needs {listed}, which {'is' if len(lacking) == 1 else 'are'} not installed. "
             f"Install with: pip install '{f'spanqa[{extra}]' if extra else 'spanqa'}'"
         )
 

@@ -133,7 +133,7 @@ def load_backend(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BackendError(f"threads is {threads!r}. Expected a whole number, at least 1, or None for all cores.")
     require(name)
-    _LOG.info("backend %s on %s in %s: %s", name, device, dtype, reason)
+    _LOG.info("backend %s, device %s, dtype %s: %s", name, device, dtype, reason)
     load = import_module(f"spanqa.backends.{name}").load
     replicas: list[Backend] = [
         load(checkpoint, device=each.strip(), dtype=dtype, threads=threads) for each in device.split(",")

@@ -33,7 +33,7 @@ NOT_OPTIONS = ("keys", "hosts", "cors_origins", "open_metrics")
 def _port(given: str | int) -> int:
     """Return the port; Kubernetes sets SPANQA_PORT to tcp://... where a service is called spanqa, which says nothing to us."""
     if str(given).startswith("tcp://"):
-        return int(os.environ.get("AIP_HTTP_PORT", "8000"))
+        given = os.environ.get("AIP_HTTP_PORT", "8000")
     try:
         return int(given)
     except ValueError:
@@ -122,9 +122,10 @@ def serve(
         overlap=overlap,
         max_answer_tokens=max_answer_tokens,
     )
-    say = logging.getLogger("spanqa.serve").info if log_format == "json" else _say
+    log = logging.getLogger("spanqa.serve")
+    say, warn = (log.info, log.warning) if log_format == "json" else (_say, _say)
     if not listen.local and not settings.keys:
-        say(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
+        warn(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
     make = partial(_make_service, settings, name, log_format)
     code = run(make, load, listen, say=say, when_ready=_open_browser if open_page else lambda url: None)
     if code:

@@ -2,23 +2,23 @@
 
     waiting     a connection waits while its client owes us a request: it is idle, or has sent a part of one
     too many    the connection that has waited longest is closed, so that idle ones keep nobody out
-    slow        a head must be there in `HEAD_SECONDS`, a body in `BODY_SECONDS`, an answer must be taken in `WRITE_SECONDS`
+    slow        a head must be there in `HEAD_SECONDS`, a body a little after `ServeSettings.body_seconds`, when
+                `spanqa.serve.guard` has not refused it; an answer must be taken in `WRITE_SECONDS`
     large       what is no body (head, trailers, the framing of chunks) is at most `HEAD_BYTES`, and one read more
 
 The size of a body is for `spanqa.serve.guard` to bound. It is written for `uvicorn.protocols.http.httptools_impl`.
 """
 
-import json
 from asyncio import BaseTransport, TimerHandle
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from spanqa.serve.problems import Problem
+from spanqa.serve.problems import Problem, response_of
 
 HEAD_SECONDS = 20.0
-BODY_SECONDS = 60.0
+GRACE_SECONDS = 5.0
 WRITE_SECONDS = 60.0
 HEAD_BYTES = 65_536
 
@@ -27,10 +27,10 @@ _FRAMING = 8
 
 
 class Connections:
-    """Those of one server: at most `most`, and those that wait, longest first."""
+    """Those of one server: at most `most`, and those that wait, longest first. A body has `body_seconds` to arrive."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, body_seconds: float) -> None:
+        self.most, self.body_seconds = most, body_seconds
         self.waiting: dict[BoundedConnection, None] = {}
 
 
@@ -39,7 +39,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, shared: Connections, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._waiting, self._most = shared.waiting, shared.most
+        self._waiting, self._most, self._body_seconds = shared.waiting, shared.most, shared.body_seconds
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
         self._received = self._body = 0
@@ -62,9 +62,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(
-            data
-        )  # `on_message_begin` sets it to 0: the bytes that a request begins with do not count
+        self._received += len(data)  # set to 0 by `on_message_begin`: the bytes that a request begins with do not count
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -80,7 +78,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._read_within(BODY_SECONDS)
+        self._read_within(self._body_seconds + GRACE_SECONDS)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -115,7 +113,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse("bad_request", "This is not HTTP/1.1 as RFC 9112 has it.")
+        self._refuse("bad_request", "This is not valid HTTP/1.1 (RFC 9112).")
 
     @property
     def _in_work(self) -> bool:
@@ -143,12 +141,9 @@ class BoundedConnection(HttpToolsProtocol):
         if self._in_work:
             self.transport.abort()
             return
-        problem = Problem(error_type, message)
-        body = json.dumps(problem.body).encode()
-        head = (
-            f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        said = response_of(Problem(error_type, message))
+        status = f"HTTP/1.1 {said.status_code} {HTTPStatus(said.status_code).phrase}".encode()
+        headers = [b"%b: %b" % header for header in said.raw_headers]
+        self.transport.write(b"\r\n".join((status, *headers, b"connection: close", b"", bytes(said.body))))
         self.transport.close()
         self._write_within(WRITE_SECONDS)

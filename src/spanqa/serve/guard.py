@@ -144,7 +144,7 @@ class Guard:
         if hosts and not (settings.keys or local or self._is_operators(scope) or self._is_ours(host)):
             raise Problem(
                 "misdirected",
-                "This server does not know the name in the Host header. Its option hosts lists the names.",
+                "This server does not know the name in the Host header. Its option --allowed-host lists the names.",
             )
         origins = headers.get(b"origin", [])
         if not origins:
@@ -372,7 +372,8 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
 
 def _foreign() -> Problem:
     return Problem(
-        "forbidden_origin", "A web page of this origin may not ask. The option cors_origins lists those that may."
+        "forbidden_origin",
+        "A web page of this origin may not ask. The server's option --cors-origin lists those that may.",
     )
 
 

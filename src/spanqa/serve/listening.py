@@ -36,7 +36,7 @@ class ServerOptions:
     workers: int = setting(1, "Processes that share the address, each with a model of its own.", 1)
     metrics_host: str = setting("127.0.0.1", "Address of the metrics, with --metrics-port.")
     metrics_port: int | None = setting(
-        None, "Port of an address of its own for /metrics, which is then not on the main one.", 0
+        None, "Port of an address of its own for /metrics; the main one then shows it only to those with a key.", 0
     )
     root_path: str = setting("", "Path under which a proxy shows the server, such as /qa; the proxy takes it off.")
     forwarded_allow_ips: str = setting(
@@ -51,7 +51,9 @@ class ServerOptions:
     )
     drain_timeout: float = setting(30.0, "After that, wait at most this many seconds for requests in work.", 0)
     max_connections: int | None = setting(
-        None, "Most open connections of a process. Default: three quarters of the open files that the system allows.", 1
+        None,
+        "Most open connections of a process. Default: three quarters of the open files that the system allows, at most 16,384.",
+        1,
     )
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class ServerOptions:
             raise InputError(f"port and metrics_port are both {self.port}; the metrics need a port of their own.")
         if self.root_path and not (self.root_path.startswith("/") and not self.root_path.endswith("/")):
             raise InputError(
-                f"root_path is {self.root_path!r}; expected a path that begins with / and does not end so."
+                f"root_path is {self.root_path!r}; expected a path that begins with / and does not end with it."
             )
         if self.uds is not None and not hasattr(socket, "AF_UNIX"):
             raise InputError("uds is given, but this system has no unix sockets. Use a port.")

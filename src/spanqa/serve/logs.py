@@ -1,6 +1,6 @@
 """The log of a server: a line for each request, and forms for people (text) and machines (JSON, an object a line).
 
-    2026-11-28 15:56:09.120 INFO  POST /v1/answers 200 12.3 ms request_id=8f14e45fceea167a questions=1 characters=812 tokens=201 ...
+    2026-11-28 15:56:09.120 INFO     POST /v1/answers 200 12.3 ms request_id=8f14e45fceea167a questions=1 characters=812 tokens=201 ...
     {"time": "2026-11-28T15:56:09.120Z", "level": "info", "logger": "spanqa.access", "message": "POST /v1/answers 200", ...}
 
 Nothing that a user wrote is in it, unless `ServeSettings.log_text`: then the questions are. Of an error that nobody foresaw there are

@@ -24,7 +24,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 TOKENS = tuple(float(2**power) for power in range(5, 17))
 ROWS = tuple(float(2**power) for power in range(10))
 
-_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class Metrics:
@@ -32,7 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        if not os.environ.get(_FOLDER):
+        if not os.environ.get(FOLDER):
             ProcessCollector(registry=registry)
         elif values.ValueClass is values.MutexValue:  # the package was imported before the folder was named
             values.ValueClass = values.get_value_class()  # type: ignore[no-untyped-call]
@@ -119,7 +119,7 @@ class Metrics:
         """Return all metrics in the form that an Accept header asks for, and its media type."""
         self._sample()
         encode, media_type = choose_encoder(accept)
-        registry, folder = self._registry, os.environ.get(_FOLDER)
+        registry, folder = self._registry, os.environ.get(FOLDER)
         if folder:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]

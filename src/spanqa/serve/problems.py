@@ -64,6 +64,16 @@ def response_of(problem: Problem) -> JSONResponse:
     return JSONResponse(problem.body, problem.status, problem.headers)
 
 
+def loading() -> Problem:
+    """Return what a client is told before the model is there."""
+    return Problem("loading", "The model is being loaded. Try again soon.", retry_after=1)
+
+
+def draining() -> Problem:
+    """Return what a client is told when the server is about to end."""
+    return Problem("draining", "The server is being stopped. Ask another one.", retry_after=1)
+
+
 def problem_of(error: Exception) -> Problem:
     """Return the problem that an error of the library is to the client; what we did not foresee is "internal", without details."""
     if isinstance(error, Problem):
@@ -75,7 +85,7 @@ def problem_of(error: Exception) -> Problem:
             "deadline_exceeded", "There was no answer before the deadline. Ask less at once, or try again later."
         )
     if isinstance(error, ClosedError):
-        return Problem("draining", "The server is being stopped. Ask another one.", retry_after=1)
+        return draining()
     if isinstance(error, InputError):
         return Problem("validation", str(error))
     if isinstance(error, BackendError):

@@ -24,7 +24,7 @@ from spanqa.reader import Reader
 from spanqa.serve.app import make_app
 from spanqa.serve.connections import BoundedConnection, Connections
 from spanqa.serve.listening import BACKLOG, ServerOptions, connection_limit, listening, urls
-from spanqa.serve.problems import Problem
+from spanqa.serve.problems import Problem, response_of
 from spanqa.serve.service import Service
 from spanqa.windows import cut
 
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
         self._leave_at: float | None = None
         self._loaded: tuple[Reader, float, str] | BaseException | None = None
         metrics_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
-        connection: Any = partial(BoundedConnection, shared=Connections(limit))
+        connection: Any = partial(BoundedConnection, shared=Connections(limit, service.settings.body_seconds))
         super().__init__(
             uvicorn.Config(
                 cast(Any, _Front(make_app(service), service, metrics_port)),
@@ -235,9 +235,7 @@ class _Front:
             scope["spanqa.metrics_address"] = True
             if scope["path"].removeprefix(scope.get("root_path", "")) not in METRICS_PATHS:
                 problem = Problem("not_found", f"This address shows {', '.join(METRICS_PATHS)}.")
-                from fastapi.responses import JSONResponse
-
-                await JSONResponse(problem.body, problem.status)(scope, receive, send)
+                await response_of(problem)(scope, receive, send)
                 return
 
         async def send_closing(message: Message) -> None:

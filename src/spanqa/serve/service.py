@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from spanqa.reader import Reader
 from spanqa.serve.observe import note_asked
-from spanqa.serve.problems import Problem
+from spanqa.serve.problems import Problem, loading
 from spanqa.serve.queue import AnswerQueue, Asked, Times
 from spanqa.serve.settings import ServeSettings
 
@@ -28,7 +28,7 @@ class Explained(Protocol):
 
 
 Explain = Callable[..., Explained]
-"""explain(reader, question, passage, *, source, method, against, threshold, budget_s, progress); handed in by the command line."""
+"""explain(reader, question, passage, *, method, against, threshold, budget_s, trust, progress); handed in by the command line."""
 
 
 class Service:
@@ -81,7 +81,7 @@ class Service:
             Problem: "loading".
         """
         if self._reader is None:
-            raise Problem("loading", "The model is being loaded. Try again soon.", retry_after=1)
+            raise loading()
         return self._reader
 
     @property
@@ -91,21 +91,18 @@ class Service:
         Raises:
             Problem: "loading".
         """
-        assert self.reader is not None
-        assert self._queue is not None
+        if self._queue is None:
+            raise loading()
         return self._queue
 
     async def answer(self, request: Request, asked: Sequence[Asked[T]]) -> list[T]:
-        """Answer the questions of a request, unless its client goes away first.
-
-        The stages' seconds are left in `request.scope["spanqa.times"]`, for headers, metrics and the log.
-        """
+        """Answer the questions of a request, unless its client goes away first; note what is asked, for metrics, log and traces."""
         settings = self.settings
         if len(asked) > settings.max_questions:
             raise Problem(
                 "validation", f"There are {len(asked)} questions; at most {settings.max_questions} are allowed at once."
             )
-        times = request.scope["spanqa.times"] = Times()
+        times = Times()
         note_asked(request.scope, asked, times, text=settings.log_text)
         deadline = time.monotonic() + settings.deadline
         with self.queue.admitted(len(await request.body())):

@@ -30,6 +30,7 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from spanqa.errors import BackendError, SpanQAError
 from spanqa.serve.listening import ServerOptions
+from spanqa.serve.metrics import FOLDER as METRICS_FOLDER
 from spanqa.serve.server import Load, MakeService, Say, Server, signals
 
 _LOG = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ LONGEST_PAUSE = 30.0
 
 POLL = 0.2
 """Seconds after which the parent sees a signal."""
-
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class _Worker:

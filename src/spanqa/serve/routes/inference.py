@@ -208,8 +208,6 @@ def routes(service: Service) -> APIRouter:
 
 async def _infer(service: Service, request: Request) -> Response:
     settings, reader = service.settings, service.reader
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Problem("unsupported_media_type", "Content-Encoding: send the body as it is, without compression.")
     head, blob = split(await request.body(), request.headers.get(LENGTH_HEADER))
     try:
         body = InferRequest.model_validate_json(head)

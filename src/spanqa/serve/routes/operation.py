@@ -1,4 +1,4 @@
-"""What operators and machines ask: /health, /ready, /info, and the pages /docs and /openapi.json."""
+"""What operators and machines ask: /health, /ready and /info."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from spanqa import __version__
-from spanqa.serve.problems import Problem
+from spanqa.serve.problems import Problem, draining, loading
 from spanqa.serve.service import Service
 
 
@@ -47,9 +47,9 @@ def check_ready(service: Service) -> None:
         Problem: "loading" or "draining".
     """
     if service.state == "loading":
-        raise Problem("loading", "The model is being loaded. Try again soon.", retry_after=1)
+        raise loading()
     if service.state == "draining":
-        raise Problem("draining", "The server is being stopped. Ask another one.", retry_after=1)
+        raise draining()
 
 
 def model_name(service: Service) -> str:
@@ -58,7 +58,7 @@ def model_name(service: Service) -> str:
     Raises:
         Problem: "loading".
     """
-    assert service.reader is not None
+    _ = service.reader  # raises while there is none
     return service.name
 
 
