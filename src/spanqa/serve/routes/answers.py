@@ -120,7 +120,7 @@ def routes(service: Service) -> APIRouter:
         check_question(settings, body.question)
         check_top_k(settings, body.top_k)
         texts, sources = zip(*map(_text, body.passages), strict=True) if body.passages else ((), ())
-        check_passages(settings, texts)
+        check_passages(settings, texts, sources=sources)
         check_probability(body.min_probability, "min_probability")
         try:
             least = least_score(reader.answers, body.no_answer, body.threshold)
@@ -168,7 +168,7 @@ async def _explain(service: Service, request: Request, body: ExplainRequest) -> 
         raise Problem("not_found", "This server explains no answers.")
     check_question(settings, body.question)
     text, source = _text(body.passage)
-    check_passages(settings, [text], "passage")
+    check_passages(settings, [text], "passage", [source])
     against: Any = tuple(body.against) if isinstance(body.against, list) else body.against
     stopped = threading.Event()
     deadline = time.monotonic() + settings.deadline
