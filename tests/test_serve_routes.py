@@ -307,6 +307,7 @@ def test_an_answer_is_explained(mini: Reader) -> None:
     ("change", "words"),
     [
         ({"method": "magic"}, "There is no method 'magic'"),
+        ({"method": "integrated_gradients"}, "method: Backend 'openvino' computes no gradients"),
         ({"against": "someone"}, "against"),
         ({"against": [1]}, "against"),
         ({"against": [5, 5000]}, "5000"),

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from spanqa.answers import Answer, Ranking, least_score
-from spanqa.errors import InputError
+from spanqa.errors import BackendError, InputError, NotInstalledError
 from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
@@ -197,5 +197,9 @@ async def _explain(service: Service, request: Request, body: ExplainRequest) -> 
         with service.queue.admitted(len(await request.body())):
             async with service.explaining:
                 return await unless_gone(request, asyncio.to_thread(work))
+    except (BackendError, NotInstalledError) as error:
+        if body.method is None or body.method.endswith("occlusion"):  # these need only what every backend can do
+            raise
+        raise Problem("validation", f"method: {error}") from None
     finally:
         stopped.set()
