@@ -231,6 +231,9 @@ ASKED = {
     "a date that is past": (httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 0),
     "no time": (httpx.Response(503, text="<html>no server</html>"), 0.5),
     "nonsense": (httpx.Response(429, json=["?"], headers={"Retry-After": "soon"}), 0.5),
+    "a date that never comes": (httpx.Response(429, headers={"Retry-After": "Mon, 31 Dec 9999999 23:59:59 GMT"}), 0.5),
+    "a status that is none": (httpx.Response(503, headers={"ms-azureml-model-error-statuscode": "?"}), 0.5),
+    "a body that cannot be read": (httpx.DecodingError("incorrect header check"), 0.5),
     "a connection that broke": (httpx.RemoteProtocolError("the server hung up"), 0.5),
     "Azure's 424": (
         httpx.Response(424, headers={"ms-azureml-model-error-statuscode": "429", "Retry-After": "3"}), 3
@@ -297,6 +300,24 @@ def test_a_page_of_another_server_is_no_answer(scripted: Callable[..., Any]) -> 
         found.info()
 
 
+@pytest.mark.parametrize(
+    "reply", [{"foo": 1}, {"answers": None, "no_answer_probability": 0.5}, {"answers": [{}]}, "far"]
+)
+def test_answers_of_another_form_are_an_error_of_the_server(reply: Any, scripted: Callable[..., Any]) -> None:
+    fields = {"start": 0, "end": 1, "score": 1.0, "passage_index": 9, "text": "a", "probability": 0.5}
+    far = {"answers": [fields | {"no_answer_probability": 0.5}], "no_answer_probability": 0.5, "score": 1.0}
+    found, _, _ = scripted(httpx.Response(200, json=far if reply == "far" else reply))
+    with pytest.raises(ServerError, match="gives no answers as spanqa does"):
+        found.ask("Who?", PASSAGE)
+    with pytest.raises(ServerError, match="gives no answers as spanqa does"):
+        found.rank("Who?", [PASSAGE])
+
+
+def test_a_url_that_is_none_is_refused() -> None:
+    with closing(Client("http://far:port")) as found, pytest.raises(InputError, match="Invalid port: 'port'"):
+        found.ask("Who?", PASSAGE)
+
+
 def test_the_key_and_the_time_to_scale_up_are_sent(scripted: Callable[..., Any]) -> None:
     found, _, requests = scripted(OK, api_key="secret", timeout=600)
     found.info()
@@ -314,7 +335,7 @@ def test_what_json_cannot_hold_is_not_sent(
     question: str, options: dict[str, float], scripted: Callable[..., Any]
 ) -> None:
     found, _, requests = scripted(OK)
-    with pytest.raises(InputError, match="This cannot be sent as JSON: "):
+    with pytest.raises(InputError, match="This cannot be sent as JSON to http://far: "):
         found.ask(question, PASSAGE, **options)
     assert requests == []
 

@@ -385,6 +385,22 @@ def test_pipelined_requests_are_answered_in_order(serve: Callable[..., Serving])
     assert answer.index(b'"score"') < answer.index(b'{"status":"ok"}')
 
 
+@pytest.mark.parametrize("at", [-30, -len(ASKED), None])
+def test_a_request_for_another_protocol_is_answered_and_its_body_is_no_request(
+    at: int | None, serve: Callable[..., Serving]
+) -> None:
+    sent = request(ASKED, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    connection = ready(serve()).connect()
+    connection.sendall(sent[:at])
+    if at is not None:
+        time.sleep(0.05)  # so that it arrives in two parts
+        connection.sendall(sent[at:])
+    connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answer = all_of(connection)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200") == 2
+    assert answer.index(b'"score"') < answer.index(b'{"status":"ok"}')
+
+
 def test_the_address_of_the_metrics_shows_nothing_else(serve: Callable[..., Serving]) -> None:
     serving = ready(serve(options=replace(LOCAL, metrics_port=0)))
     assert serving.ask("GET", "/ready", which=1)[0] == 200

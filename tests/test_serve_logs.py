@@ -184,6 +184,15 @@ def test_questions_are_logged_if_the_operator_wants_them(mini: Reader, stream: i
     assert "granite" not in stream.getvalue()
 
 
+def test_an_object_is_a_line_on_every_stream(mini: Reader) -> None:
+    written = io.BytesIO()
+    configure("json", stream=io.TextIOWrapper(written, "ascii", "backslashreplace", write_through=True))
+    question = "Who built the m\u00f4le, \U0001f600\u2028 and why?\x85"
+    talk(served(mini, log_text=True), ("POST", "/v1/answers", {**ASKED, "question": question}))
+    [line] = written.getvalue().decode().splitlines()
+    assert json.loads(line)["question"] == [question]
+
+
 def test_probes_are_logged_for_debugging_only(stream: io.StringIO) -> None:
     configure("json", stream=stream)
     probes = [("GET", path, None) for path in ("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready")]

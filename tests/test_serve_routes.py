@@ -251,6 +251,7 @@ def test_v1_has_null_for_a_score_where_there_was_nothing_to_read(mini: Reader) -
         ({"passages": []}, "passages: has 0 items"),
         ({"passages": [" ", ""]}, "passages: is empty"),
         ({"passages": [{"text": "x", "title": "y"}]}, "passages.0.title: there is no such field"),
+        ({"passages": [{"text": "x", "source": "\ud800"}]}, "passages.source: is not valid Unicode"),
         ({"passages": [3]}, "passages.0"),
         ({"passages": "text"}, "passages"),
         ({"no_answer": "maybe"}, "no_answer: input should be 'auto', 'on' or 'off'"),
@@ -265,8 +266,14 @@ def test_v1_has_null_for_a_score_where_there_was_nothing_to_read(mini: Reader) -
 def test_v1_refuses_what_it_does_not_understand(
     tiny_reader: Callable[..., Reader], change: dict[str, Any], words: str
 ) -> None:
-    body = {"question": "Who built it?", "passages": [PASSAGE]}
-    assert_refused(post(served(tiny_reader()), "/v1/answers", body | change), "validation", words)
+    body = json.dumps(
+        {"question": "Who built it?", "passages": [PASSAGE]} | change
+    )  # ASCII: it holds what UTF-8 cannot
+
+    async def run(client: Any) -> Any:
+        return await client.post("/v1/answers", content=body, headers={"content-type": "application/json"})
+
+    assert_refused(with_client(served(tiny_reader()), run), "validation", words)
 
 
 def test_infinity_and_nan_are_no_thresholds(tiny_reader: Callable[..., Reader]) -> None:
@@ -302,6 +309,7 @@ def test_an_answer_is_explained(mini: Reader) -> None:
     ("change", "words"),
     [
         ({"method": "magic"}, "There is no method 'magic'"),
+        ({"method": "integrated_gradients"}, "method: Backend 'openvino' computes no gradients"),
         ({"against": "someone"}, "against"),
         ({"against": [1]}, "against"),
         ({"against": [5, 5000]}, "5000"),
@@ -371,10 +379,22 @@ def test_it_says_that_the_model_is_being_loaded_and_that_it_is_being_stopped(
         200,
         200,
     ]
+    told_early = served(None)
+    told_early.drain()
+    for response, error_type in zip(
+        talk(told_early, ("GET", "/ready", None), ("POST", "/", {"inputs": PAIR})), ("draining", "loading"), strict=True
+    ):
+        assert_refused(response, error_type)
     service.drain()
     ready, answer = talk(service, ("GET", "/ready", None), ("POST", "/", {"inputs": PAIR}))
     assert_refused(ready, "draining")
     assert answer.status_code == 200  # it was sent before the balancer knew
+
+
+def test_probes_may_ask_for_the_head_only(tiny_reader: Callable[..., Reader]) -> None:
+    calls = [("HEAD", path, None) for path in ("/health", "/ready", "/ping")]
+    assert [each.status_code for each in talk(served(tiny_reader()), *calls)] == [200, 200, 200]
+    assert [each.status_code for each in talk(served(None), *calls)] == [200, 503, 503]
 
 
 def test_info_names_the_model_and_the_limits_and_no_keys(mini: Reader) -> None:

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from email.utils import mktime_tz, parsedate_tz
 from itertools import islice
 from typing import Any
@@ -52,8 +52,7 @@ class Client(AbstractContextManager["Client"]):
             raise InputError(f"url is {url!r}; expected one like http://127.0.0.1:8000.")
         self.url, self.retries = url.rstrip("/"), retries
         headers = {"X-Scale-Up-Timeout": f"{max(1.0, timeout):.0f}"}  # Hugging Face waits for a server to start
-        if api_key is not None:
-            headers["Authorization"] = f"Bearer {api_key}"
+        headers |= {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         limits = httpx.Limits(max_keepalive_connections=AT_ONCE)
         self._http = httpx.Client(headers=headers, timeout=timeout, limits=limits, transport=transport)
 
@@ -66,9 +65,7 @@ class Client(AbstractContextManager["Client"]):
 
     def ask(self, question: str, passage: PassageText, **options: Any) -> Answer:
         """Return the words of the passage that answer the question, or an answer whose text is ""."""
-        texts, reply = self._answers(question, [passage], 1, options)
-        none = {"text": "", "start": None, "end": None, "probability": reply["no_answer_probability"]}
-        return Answer.from_json(reply["answers"][0] if reply["answers"] else {**reply, **none}, texts)
+        return self._answers(question, [passage], 1, options)[0]
 
     def ask_many(self, pairs: Iterable[tuple[str, PassageText]], **options: Any) -> Iterator[Answer]:
         """Yield an answer for each (question, passage), in order, as the stream comes in; an error says which pair it was."""
@@ -87,8 +84,7 @@ class Client(AbstractContextManager["Client"]):
 
     def rank(self, question: str, passages: Sequence[PassageText], top_k: int = 5, **options: Any) -> list[Answer]:
         """Return the best spans of all passages, best first; [] where all score too low."""
-        texts, reply = self._answers(question, passages, top_k, options)
-        return [Answer.from_json(fields, texts) for fields in reply["answers"]]
+        return self._answers(question, passages, top_k, options)[:-1]
 
     def explain(self, question: str, passage: PassageText, **options: Any) -> dict[str, Any]:
         """Return what /v1/explain says of an answer; the options are its method, against, threshold and trust."""
@@ -105,21 +101,26 @@ class Client(AbstractContextManager["Client"]):
         except (ServerError, DeadlineError):
             return False
 
-    def _answers(self, question: str, passages: Sequence[PassageText], top_k: int, options: Any) -> Any:
+    def _answers(self, question: str, passages: Sequence[PassageText], top_k: int, options: Any) -> list[Answer]:
         given = [passages] if isinstance(passages, str) else list(passages)
         reply = self._send("POST", "/v1/answers", {"question": question, "passages": given, "top_k": top_k, **options})
-        return [each if isinstance(each, str) else each["text"] for each in given], reply
+        texts = [each if isinstance(each, str) else str(each["text"]) for each in given]
+        try:
+            none = {"text": "", "start": None, "end": None, "probability": reply["no_answer_probability"]}
+            return [Answer.from_json(fields, texts) for fields in (*reply["answers"], {**reply, **none})]
+        except (LookupError, TypeError) as error:
+            raise ServerError(f"{self.url} gives no answers as spanqa does: {error!r}") from None
 
     def _send(self, method: str, path: str, body: Any = None, attempt: int = 0) -> dict[str, Any]:
         import httpx
 
         try:
             return _read(self._http.request(method, self.url + path, json=body))
-        except ValueError as error:
-            raise InputError(f"This cannot be sent as JSON: {error}.") from None
+        except (TypeError, ValueError, httpx.InvalidURL) as error:
+            raise InputError(f"This cannot be sent as JSON to {self.url}: {error}.") from None
         except httpx.TimeoutException as error:
             raise DeadlineError(f"{self.url} did not answer in time ({type(error).__name__}).") from error
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             problem = ServerError(f"{self.url} cannot be reached: {error}")
         except ServerError as error:
             problem = error
@@ -133,16 +134,15 @@ class Client(AbstractContextManager["Client"]):
 
 
 def _read(response: Any) -> dict[str, Any]:
-    try:
-        body = response.json()
-    except ValueError:  # of a proxy, perhaps
-        body = None
-    fields = body if isinstance(body, dict) else {}
+    fields: dict[str, Any] = {}
+    with suppress(TypeError, ValueError, RecursionError):  # of a proxy, perhaps
+        fields = dict(response.json())
     if response.is_success and fields:
         return fields
-    headers = response.headers  # Azure hides the status of every refusal behind 424
-    status = int(headers.get("ms-azureml-model-error-statuscode", response.status_code))
-    said = fields.get("error") or headers.get("ms-azureml-model-error-reason") or response.text[:200]
-    asked, date = headers.get("Retry-After", ""), parsedate_tz(headers.get("Retry-After", ""))
-    seconds = float(asked) if asked.isdecimal() else max(0.0, mktime_tz(date) - time.time()) if date else None
+    hidden, asked = (response.headers.get(name, "") for name in ("ms-azureml-model-error-statuscode", "Retry-After"))
+    status = int(hidden) if hidden.isdecimal() else response.status_code  # Azure's is 424 for every refusal
+    said = fields.get("error") or response.headers.get("ms-azureml-model-error-reason") or response.text[:200]
+    seconds = float(asked) if asked.isdecimal() else None
+    with suppress(TypeError, ValueError, OverflowError):  # it is no date
+        seconds = max(0.0, mktime_tz(parsedate_tz(asked)) - time.time())
     raise ServerError(f"{response.url} answered {status}: {said}", status, fields.get("error_type", ""), seconds)

@@ -5,6 +5,7 @@
     slow        a head must be there in `HEAD_SECONDS`, a body a little after `ServeSettings.body_seconds`, when
                 `spanqa.serve.guard` has not refused it; an answer must be taken in `WRITE_SECONDS`
     large       what is no body (head, trailers, the framing of chunks) is at most `HEAD_BYTES`, and one read more
+    upgrade     a request for another protocol, as Java's client and `curl --http2` send it first, is answered as if it asked for none
 
 The size of a body is for `spanqa.serve.guard` to bound. It is written for `uvicorn.protocols.http.httptools_impl`.
 """
@@ -13,6 +14,7 @@ from asyncio import BaseTransport, TimerHandle
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from spanqa.serve.problems import Problem, response_of
@@ -44,6 +46,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._writing: TimerHandle | None = None
         self._received = self._body = 0
         self._complete = True  # no request is being received
+        self._upgrade: list[bytes] = []  # the head of a request that asks for another protocol, without that
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
@@ -63,7 +66,18 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)  # set to 0 by `on_message_begin`: the bytes that a request begins with do not count
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as found:  # it would take the body for the other protocol
+                data = b"".join((*self._upgrade, data[found.args[0] :]))
+                self._upgrade = []
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("")
+                return
         if self.transport.is_closing():
             return
         if self._received - _FRAMING * self._body > HEAD_BYTES:
@@ -78,6 +92,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            lines = (b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade")
+            version = self.parser.get_http_version().encode()
+            self._upgrade = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n", *lines, b"\r\n"]
+            return
         self._read_within(self._body_seconds + GRACE_SECONDS)
         super().on_headers_complete()
 
@@ -86,6 +105,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrade:
+            return
         self._received = self._body = 0
         self._complete = True
         self._read_within(None)

@@ -20,7 +20,7 @@ from spanqa.serve.observe import Exchange
 from spanqa.serve.problems import Problem
 from spanqa.serve.routes.bodies import Body
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode
+_encode = json.dumps  # in ASCII: other line ends and encodings of the stream break nothing
 _ACCESS = logging.getLogger("spanqa.access")
 
 LogFormat = Literal["text", "json"]

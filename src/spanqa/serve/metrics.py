@@ -73,7 +73,7 @@ class Metrics:
 
     def watch(self, service: Service) -> None:
         """Follow a service's queue and batches, from when it is loaded; it may be called before, and again."""
-        if self._service is None and service.state != "loading":
+        if self._service is None and service.loaded:
             self._service = service
             backend = service.reader.backend
             self._model.labels(service.name, backend.name, backend.dtype, __version__).set(1)

@@ -74,6 +74,11 @@ class Service:
             close()
 
     @property
+    def loaded(self) -> bool:
+        """Whether there is a reader."""
+        return self._reader is not None
+
+    @property
     def reader(self) -> Reader:
         """The reader.
 

@@ -79,6 +79,7 @@ def routes(service: Service, environ: Mapping[str, str]) -> APIRouter:
         router.post(answers, response_model=Predictions, summary="Answer questions", tags=["Vertex AI"])(predict)
 
     router.get("/ping", response_model=Health, summary="Should requests be sent here?", tags=["SageMaker"])(ready)
+    router.head("/ping", include_in_schema=False)(ready)
 
     @router.post("/invocations", response_model=PipelineAnswers, summary="Answer questions", tags=["SageMaker"])
     async def invocations(request: Request, body: QuestionAnswering) -> JSONResponse:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from spanqa.answers import Answer, Ranking, least_score
-from spanqa.errors import InputError
+from spanqa.errors import BackendError, InputError, NotInstalledError
 from spanqa.serve.observe import note_outcomes
 from spanqa.serve.problems import Problem
 from spanqa.serve.queue import AskedOfPassages
@@ -120,7 +120,7 @@ def routes(service: Service) -> APIRouter:
         check_question(settings, body.question)
         check_top_k(settings, body.top_k)
         texts, sources = zip(*map(_text, body.passages), strict=True) if body.passages else ((), ())
-        check_passages(settings, texts)
+        check_passages(settings, texts, sources=sources)
         check_probability(body.min_probability, "min_probability")
         try:
             least = least_score(reader.answers, body.no_answer, body.threshold)
@@ -168,7 +168,7 @@ async def _explain(service: Service, request: Request, body: ExplainRequest) -> 
         raise Problem("not_found", "This server explains no answers.")
     check_question(settings, body.question)
     text, source = _text(body.passage)
-    check_passages(settings, [text], "passage")
+    check_passages(settings, [text], "passage", [source])
     against: Any = tuple(body.against) if isinstance(body.against, list) else body.against
     stopped = threading.Event()
     deadline = time.monotonic() + settings.deadline
@@ -197,5 +197,9 @@ async def _explain(service: Service, request: Request, body: ExplainRequest) -> 
         with service.queue.admitted(len(await request.body())):
             async with service.explaining:
                 return await unless_gone(request, asyncio.to_thread(work))
+    except (BackendError, NotInstalledError) as error:
+        if body.method is None or body.method.endswith("occlusion"):  # these need only what every backend can do
+            raise
+        raise Problem("validation", f"method: {error}") from None
     finally:
         stopped.set()

@@ -81,8 +81,13 @@ def check_question(settings: ServeSettings, question: str, where: str = "questio
         )
 
 
-def check_passages(settings: ServeSettings, passages: Sequence[str], where: str = "passages") -> None:
-    """Check the number and the lengths of passages.
+def check_passages(
+    settings: ServeSettings,
+    passages: Sequence[str],
+    where: str = "passages",
+    sources: Sequence[str | None] = (),
+) -> None:
+    """Check the number and the lengths of passages, and that their sources are texts.
 
     Raises:
         Problem: "validation".
@@ -96,6 +101,8 @@ def check_passages(settings: ServeSettings, passages: Sequence[str], where: str 
             raise Problem(
                 "validation", f"{name}: has {len(passage):,} characters; at most {settings.max_passage:,} are allowed."
             )
+    for number, source in enumerate(sources):
+        _check_text(source or "", f"{where}.source" if len(passages) == 1 else f"{where}.{number}.source")
     if not any(passage.strip() for passage in passages):
         raise Problem("validation", f"{where}: is empty; there is nothing to read.")
 

@@ -22,10 +22,12 @@ def routes(service: Service) -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["operation"])
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health", response_model=Health, summary="Is the process alive?")
     async def health() -> Health:
         return Health(status="ok")
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready", response_model=Health, summary="Should requests be sent here?")
     async def ready() -> JSONResponse:
         check_ready(service)
