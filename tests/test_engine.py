@@ -202,7 +202,9 @@ def test_a_cancelled_request_costs_no_further_batch() -> None:
     with Engine(backend) as engine:
         first = held(backend, engine)
         waiting = engine.submit([window(90, 2) for _ in range(10)])
+        before = engine.tokens_before(10_000)
         assert waiting.cancel()
+        assert engine.tokens_before(10_000) <= before - 900  # nobody waits for it, before the next batch begins too
         backend.gate.set()
         first.result(30)
         engine.submit([window(90, 3)]).result(30)

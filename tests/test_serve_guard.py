@@ -171,6 +171,9 @@ def test_a_body_that_comes_too_slowly_is_given_up() -> None:
     reply = talk(settings, "POST", "/", JSON, ("Content-Length", "1000"), messages=slow)
     assert (reply.error_type, reply.headers["connection"]) == ("request_timeout", "close")
     assert "0.1 seconds" in reply.error
+    assert (
+        reply.received <= 60
+    )  # each took 0.02 seconds or more: 0.1 seconds, and then one to see whether the client ends
 
 
 def test_a_client_that_goes_while_it_sends_gets_nothing() -> None:

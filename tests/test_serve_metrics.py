@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from spanqa import __version__
+from spanqa.engine import BatchRecord
 from spanqa.errors import InputError
 from spanqa.reader import Reader
 from spanqa.serve import ServeSettings, Service
@@ -121,23 +122,41 @@ def test_stages_batches_and_answers_are_counted(mini: Reader) -> None:
         ready(mini),
         metrics,
         ("POST", "/v1/answers", ASKED),
+        ("POST", "/v1/answers", ASKED),
         ("POST", "/v1/answers", NO_ANSWER),
         ("POST", "/predict", several),
     )
     found = values(metrics)
-    assert found['spanqa_answers_total{route="/v1/answers"}'] == 1
+    assert found['spanqa_answers_total{route="/v1/answers"}'] == 2
     assert found['spanqa_no_answer_total{route="/v1/answers"}'] == 1
     assert found['spanqa_answers_total{route="/predict"}'] == 1
     assert found['spanqa_no_answer_total{route="/predict"}'] == 1
     for stage in ("prepare", "read", "decode"):
-        assert found[f"spanqa_{stage}_duration_seconds_count"] == 3
+        assert found[f"spanqa_{stage}_duration_seconds_count"] == 4
         assert found[f"spanqa_{stage}_duration_seconds_sum"] > 0
-    assert found["spanqa_batch_tokens_count"] == found["spanqa_batch_rows_count"] >= 3
-    places = found["spanqa_batch_tokens_sum"] + found["spanqa_padding_tokens_total"]
-    assert places >= found["spanqa_batch_tokens_sum"] > 60
+    assert found["spanqa_batch_tokens_count"] == found["spanqa_batch_rows_count"] >= 4
+    assert found["spanqa_batch_tokens_sum"] > 60
     assert found["spanqa_queue_tokens"] == found["spanqa_queue_requests"] == 0
     info = f'spanqa_model_info{{backend="{mini.backend.name}",dtype="{mini.backend.dtype}",model="a-model",version="{__version__}"}}'
     assert found[info] == 1
+
+
+def test_padding_is_counted(mini: Reader) -> None:
+    metrics, service = Metrics(), ready(mini)
+    batches: list[BatchRecord] = []
+    service.queue.engine.observers.append(batches.append)
+    passages = ["It is made of granite.", PASSAGE]  # of different lengths, in one batch
+    talk(service, metrics, ("POST", "/v1/answers", ASKED), ("POST", "/v1/answers", {**ASKED, "passages": passages}))
+    padding = sum(each.rows * each.cols - each.tokens for each in batches)
+    assert values(metrics)["spanqa_padding_tokens_total"] == padding > 0
+
+
+def test_the_queue_is_looked_at_when_somebody_asks(mini: Reader) -> None:
+    metrics, service = Metrics(), ready(mini)
+    metrics.watch(service)
+    with service.queue.admitted(1):
+        assert values(metrics)["spanqa_queue_requests"] == 1
+    assert values(metrics)["spanqa_queue_requests"] == 0
 
 
 def test_what_a_guard_refuses_is_counted_under_its_route(mini: Reader) -> None:
@@ -187,6 +206,25 @@ def test_requests_in_work_are_gauged_and_clients_that_go_are_counted(mini: Reade
     assert (seen["spanqa_requests_in_flight"], seen["spanqa_queue_requests"]) == (1, 1)
     found = values(metrics)
     assert (found["spanqa_requests_in_flight"], found["spanqa_queue_requests"]) == (0, 0)
+    assert found['spanqa_requests_total{code="499",route="/v1/answers"}'] == 1
+    assert found['spanqa_rejected_total{reason="client_gone"}'] == 1
+
+
+def test_a_client_that_goes_while_it_sends_is_counted_too(mini: Reader) -> None:
+    metrics, service = Metrics(), ready(mini)
+    wrapped = wrap(all_routes(service), service, metrics)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"content-length", b"1000")]
+    scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/answers", "query_string": b"", "headers": headers, "server": ("127.0.0.1", 80)}  # fmt: skip
+    came = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(came)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(wrapped(scope, receive, send))
+    found = values(metrics)
     assert found['spanqa_requests_total{code="499",route="/v1/answers"}'] == 1
     assert found['spanqa_rejected_total{reason="client_gone"}'] == 1
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import Any
@@ -196,6 +196,22 @@ def test_a_request_that_would_wait_too_long_is_refused_at_once(reader: Reader) -
         short = asyncio.ensure_future(queue.answer([ask(reader)], soon()))  # goes before the long one
         gated(reader).gate.set()
         await asyncio.gather(long, short)
+
+    with queue_of(reader, max_wait=5.0) as queue:
+        asyncio.run(run(queue))
+
+
+def test_what_nobody_waits_for_any_more_keeps_nobody_out(reader: Reader) -> None:
+    async def run(queue: AnswerQueue) -> None:
+        long = await hold(queue, reader)
+        queue.tokens_per_second = 10.0
+        long.cancel()
+        with suppress(asyncio.CancelledError):
+            await long
+        next_one = asyncio.ensure_future(queue.answer([ask(reader, passage=LONG * 4)], soon()))
+        await asyncio.sleep(0)
+        gated(reader).gate.set()
+        await next_one
 
     with queue_of(reader, max_wait=5.0) as queue:
         asyncio.run(run(queue))

@@ -112,8 +112,9 @@ class Queue:
 
     def tokens_before(self, tokens: int) -> int:
         """Return how many tokens are read before a new request of so many is done: the shorter ones, and the turns of the oldest."""
-        shorter = self.shorter(tokens)
-        return shorter + min(self.waiting_tokens - shorter, (shorter + tokens) // (_OLDEST_EVERY - 1))
+        waiting = [each.waiting_tokens for each in self.requests if not each.over]
+        shorter = sum(each for each in waiting if each <= tokens)
+        return shorter + min(sum(waiting) - shorter, (shorter + tokens) // (_OLDEST_EVERY - 1))
 
     def add(self, request: Request) -> None:
         """Let a request wait."""
