@@ -532,6 +532,14 @@ class Process:
 
 
 @posix
+def test_a_server_that_says_that_it_listens_can_be_told_to_end(tiny: Callable[..., Path]) -> None:
+    with Process(tiny("bert")) as server:
+        server.says("Listening on")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait() == 0
+
+
+@posix
 def test_sigterm_lets_a_request_in_work_finish_and_ends_with_0(tiny: Callable[..., Path]) -> None:
     with Process(tiny("bert")) as server:
         server.says("Ready in")

@@ -60,11 +60,8 @@ def run(
     limit = connection_limit(options)
     with listening(options) as sockets:
         addresses = urls(sockets)
-        say(
-            f"Listening on {addresses[0]}"
-            + (f", metrics on {addresses[1]}/metrics" if len(addresses) > 1 else "")
-            + "."
-        )
+        metrics = f", metrics on {addresses[1]}/metrics" if len(addresses) > 1 else ""
+        listens = f"Listening on {addresses[0]}{metrics}."
 
         def ready(text: str) -> None:
             say(text)
@@ -73,9 +70,11 @@ def run(
         if options.workers > 1:
             from spanqa.serve.workers import supervise
 
+            say(listens)
             return supervise(make_service, load, sockets, options, limit, say=say, ready=ready)
         server = Server(make_service(), load, sockets, options, limit, ready=ready)
         with signals(server.drain, options.drain_delay, partial(_end_at_once, options)):
+            say(listens)  # who reads it may send signals
             server.run(sockets)
         if server.cut_off:
             say(f"{server.cut_off} requests were not answered in {options.drain_timeout:g} seconds, and were given up.")
