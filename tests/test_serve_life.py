@@ -27,6 +27,8 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from fastapi import FastAPI
+
 from spanqa.batches import Batch, Capture, SpanLogits
 from spanqa.errors import CheckpointError, InputError
 from spanqa.reader import Reader
@@ -349,6 +351,23 @@ def test_a_head_that_cannot_be_read_gets_the_one_error_form(
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status) and b"connection: close" in head
     assert json.loads(body)["error_type"] == error_type
+
+
+def test_the_document_of_the_routes_is_made_beside_the_model_and_keeps_no_request_waiting(
+    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makers = []
+    make = FastAPI.openapi
+
+    def noted(app: FastAPI) -> Any:
+        if app.openapi_schema is None:
+            makers.append(threading.current_thread().name)
+        return make(app)
+
+    monkeypatch.setattr(FastAPI, "openapi", noted)
+    serving = ready(serve())
+    assert serving.ask("GET", "/nope")[0] == 404
+    assert makers == ["spanqa-load"]
 
 
 def test_a_body_that_does_not_arrive_is_not_waited_for(

@@ -46,6 +46,7 @@ def make_app(service: Service, environ: Mapping[str, str] = os.environ) -> ASGIA
         service.when_closed.append(tracing.close)
     routes = all_routes(service, environ)
     routes.include_router(metrics_routes(metrics))
+    service.when_loading.append(routes.openapi)  # takes 0.2 s, in which no request would be answered
     health, predict = aliases.vertex_paths(environ)
     return wrap(
         routes,

@@ -143,6 +143,8 @@ class Server(uvicorn.Server):
 
     def _prepare(self) -> None:
         try:
+            for prepare in self.service.when_loading:
+                prepare()
             reader = self._load()
             speed = warm_up(reader)
             backend = reader.backend

@@ -44,6 +44,7 @@ class Service:
         self.settings, self.explain, self.name = settings, explain, name
         self.state: State = "loading"
         self.started = time.monotonic()
+        self.when_loading: list[Callable[[], object]] = []  # what is done beside loading the model, in its thread
         self.when_closed: list[Callable[[], None]] = []
         self._reader: Reader | None = None
         self._queue: AnswerQueue | None = None
