@@ -2,7 +2,8 @@
 
     waiting     a connection waits while its client owes us a request: it is idle, or has sent a part of one
     too many    the connection that has waited longest is closed, so that idle ones keep nobody out
-    slow        a head must be there in `HEAD_SECONDS`, a body in `BODY_SECONDS`, an answer must be taken in `WRITE_SECONDS`
+    slow        a head must be there in `HEAD_SECONDS`, an answer must be taken in `WRITE_SECONDS`; a body has the seconds of the
+                settings, and `BODY_GRACE` more for the guard to say that they are over
     large       what is no body (head, trailers, the framing of chunks) is at most `HEAD_BYTES`, and one read more
 
 The size of a body is for `spanqa.serve.guard` to bound. It is written for `uvicorn.protocols.http.httptools_impl`.
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from spanqa.serve.problems import Problem
 
 HEAD_SECONDS = 20.0
-BODY_SECONDS = 60.0
+BODY_GRACE = 5.0
 WRITE_SECONDS = 60.0
 HEAD_BYTES = 65_536
 
@@ -27,10 +28,10 @@ _FRAMING = 8
 
 
 class Connections:
-    """Those of one server: at most `most`, and those that wait, longest first."""
+    """Those of one server: at most `most`, and those that wait, longest first. A body may take `body_seconds` to arrive."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, body_seconds: float) -> None:
+        self.most, self.body_seconds = most, body_seconds
         self.waiting: dict[BoundedConnection, None] = {}
 
 
@@ -39,7 +40,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, shared: Connections, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._waiting, self._most = shared.waiting, shared.most
+        self._waiting, self._most, self._body_seconds = shared.waiting, shared.most, shared.body_seconds
         self._reading: TimerHandle | None = None
         self._writing: TimerHandle | None = None
         self._received = self._body = 0
@@ -80,7 +81,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._read_within(BODY_SECONDS)
+        self._read_within(self._body_seconds + BODY_GRACE)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

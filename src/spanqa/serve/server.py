@@ -103,7 +103,8 @@ class Server(uvicorn.Server):
         self._leave_at: float | None = None
         self._loaded: tuple[Reader, float, str] | BaseException | None = None
         metrics_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
-        connection: Any = partial(BoundedConnection, shared=Connections(limit))
+        shared = Connections(limit, service.settings.body_seconds)
+        connection: Any = partial(BoundedConnection, shared=shared)
         super().__init__(
             uvicorn.Config(
                 cast(Any, _Front(make_app(service), service, metrics_port)),
