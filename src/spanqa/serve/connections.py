@@ -2,8 +2,8 @@
 
     waiting     a connection waits while its client owes us a request: it is idle, or has sent a part of one
     too many    the connection that has waited longest is closed, so that idle ones keep nobody out
-    slow        a head must be there in `HEAD_SECONDS`, a body a little after `ServeSettings.body_seconds`, when
-                `spanqa.serve.guard` has not refused it; an answer must be taken in `WRITE_SECONDS`
+    slow        a head must be there in `HEAD_SECONDS`, an answer must be taken in `WRITE_SECONDS`; a body has the seconds of the
+                settings, and `BODY_GRACE` more for the guard to say that they are over
     large       what is no body (head, trailers, the framing of chunks) is at most `HEAD_BYTES`, and one read more
     upgrade     a request for another protocol, as Java's client and `curl --http2` send it first, is answered as if it asked for none
 
@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from spanqa.serve.problems import Problem, response_of
 
 HEAD_SECONDS = 20.0
-GRACE_SECONDS = 5.0
+BODY_GRACE = 5.0
 WRITE_SECONDS = 60.0
 HEAD_BYTES = 65_536
 
@@ -29,7 +29,7 @@ _FRAMING = 8
 
 
 class Connections:
-    """Those of one server: at most `most`, and those that wait, longest first. A body has `body_seconds` to arrive."""
+    """Those of one server: at most `most`, and those that wait, longest first. A body may take `body_seconds` to arrive."""
 
     def __init__(self, most: int, body_seconds: float) -> None:
         self.most, self.body_seconds = most, body_seconds
@@ -97,7 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
             version = self.parser.get_http_version().encode()
             self._upgrade = [self.parser.get_method(), b" ", self.url, b" HTTP/", version, b"\r\n", *lines, b"\r\n"]
             return
-        self._read_within(self._body_seconds + GRACE_SECONDS)
+        self._read_within(self._body_seconds + BODY_GRACE)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -35,6 +35,9 @@ Say = Callable[[str], None]
 FAST = 0.9
 """A batch is read fast at this share of the best speed."""
 
+WARM_SECONDS = 5.0
+"""So long a smaller batch is looked for."""
+
 METRICS_PATHS = ("/metrics", "/health", "/ready")
 """What the address of the metrics shows."""
 
@@ -102,7 +105,8 @@ class Server(uvicorn.Server):
         self._leave_at: float | None = None
         self._loaded: tuple[Reader, float, str] | BaseException | None = None
         metrics_port = sockets[1].getsockname()[1] if len(sockets) > 1 else None
-        connection: Any = partial(BoundedConnection, shared=Connections(limit, service.settings.body_seconds))
+        shared = Connections(limit, service.settings.body_seconds)
+        connection: Any = partial(BoundedConnection, shared=shared)
         super().__init__(
             uvicorn.Config(
                 cast(Any, _Front(make_app(service), service, metrics_port)),
@@ -213,13 +217,17 @@ def warm_up(reader: Reader) -> float:
         return count * length / (time.perf_counter() - began)
 
     speed(1)
-    best = max(speed(counts[-1]) for _ in range(2))
-    for count in counts:
-        found = max(speed(count) for _ in range(3)) if count < counts[-1] else best
+    speed(counts[-1])
+    best = speed(counts[-1])
+    until = time.perf_counter() + WARM_SECONDS
+    for count in counts[:-1]:
+        found = max(speed(count), speed(count))
         if found >= FAST * best:
+            engine.batch_tokens = count * length
+            return found
+        if time.perf_counter() > until:
             break
-    engine.batch_tokens = count * length
-    return found
+    return best
 
 
 class _Front:
