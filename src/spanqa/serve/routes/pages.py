@@ -47,8 +47,9 @@ def routes(service: Service) -> APIRouter:
     swagger = StaticFiles(directory=Path(str(swagger_ui_bundle.swagger_ui_path)))
 
     async def send(request: Request, files: StaticFiles, name: str, policy: str) -> Response:
-        headers = [each for each in request.scope["headers"] if each[0] != b"range"]  # small files are sent whole
-        response = await files.get_response(name, {**request.scope, "headers": headers})
+        # Small files are sent whole; a response looks for Range when it is sent.
+        request.scope["headers"] = [each for each in request.scope["headers"] if each[0] != b"range"]
+        response = await files.get_response(name, request.scope)
         response.headers.update({**HEADERS, "content-security-policy": policy})
         if response.status_code == 200:
             response.headers["content-type"] = f"{TYPES[Path(name).suffix]}; charset=utf-8"
