@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -484,7 +485,11 @@ def test_settings_hold_digests_and_show_no_key() -> None:
         Guard(echo, ServeSettings(keys=(KEY,)))
 
 
-def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_are_read_from_a_file_and_the_environment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A library that sets up logging in its own way disables the loggers that were there before.
+    monkeypatch.setattr(logging.getLogger("spanqa.serve.keys"), "disabled", False)
     path = tmp_path / "keys"
     path.write_text(f"\ufeff# for tests\n\n  {KEY}  \n{OTHER}\r\n", "utf-8")
     path.chmod(0o600)

@@ -36,10 +36,8 @@ class Client(AbstractContextManager["Client"]):
     `rank` take the options of `Reader`: `threshold`, `no_answer` and `min_probability`.
 
     Raises:
-        InputError: the URL is wrong. The methods raise it where a text cannot be sent.
-        NotInstalledError: httpx is not installed.
-        ServerError: from the methods: the server refuses the request, or cannot be reached.
-        DeadlineError: from the methods: there was no answer in time.
+        InputError, NotInstalledError: the URL is wrong; httpx is missing. The methods: a text cannot be sent.
+        ServerError, DeadlineError: from the methods: the server refuses, cannot be reached, or does not answer in time.
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class Client(AbstractContextManager["Client"]):
         except (LookupError, TypeError) as error:
             raise ServerError(f"{self.url} gives no answers as spanqa does: {error!r}") from None
 
-    def _send(self, method: str, path: str, body: Any = None, attempt: int = 0) -> dict[str, Any]:
+    def _once(self, method: str, path: str, body: Any) -> dict[str, Any]:
         import httpx
 
         try:
@@ -121,14 +119,17 @@ class Client(AbstractContextManager["Client"]):
         except httpx.TimeoutException as error:
             raise DeadlineError(f"{self.url} did not answer in time ({type(error).__name__}).") from error
         except httpx.RequestError as error:
-            problem = ServerError(f"{self.url} cannot be reached: {error}")
+            raise ServerError(f"{self.url} cannot be reached: {error}") from error
+
+    def _send(self, method: str, path: str, body: Any = None, attempt: int = 0) -> dict[str, Any]:
+        try:
+            return self._once(method, path, body)
         except ServerError as error:
-            problem = error
-        if problem.status in (408, 504):
-            raise DeadlineError(str(problem))
-        if problem.status not in (None, 429, 503) or attempt >= self.retries:
-            raise problem
-        wait = 0.5 * 2.0 ** min(attempt, 9) if problem.retry_after is None else problem.retry_after
+            if error.status in (408, 504):
+                raise DeadlineError(str(error)) from None
+            if error.status not in (None, 429, 503) or attempt >= self.retries:
+                raise
+            wait = 0.5 * 2.0 ** min(attempt, 9) if error.retry_after is None else error.retry_after
         time.sleep(min(wait, LONGEST_WAIT) * random.uniform(1, 1.25))  # not all clients at the same time
         return self._send(method, path, body, attempt + 1)
 

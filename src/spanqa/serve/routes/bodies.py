@@ -10,8 +10,8 @@ from spanqa.serve.settings import ServeSettings
 
 T = TypeVar("T")
 
-Items = Annotated[list[T], Field(fail_fast=True, max_length=10_000)]
-"""A list that is read up to its first mistake: one body can hold a million of them. The settings allow fewer items."""
+Items = Annotated[list[T], Field(fail_fast=True)]
+"""A list that is read up to its first mistake: one body can hold a million of them."""
 
 Some = Annotated[Items[T], Field(json_schema_extra={"minItems": 1})]
 Words = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
