@@ -250,7 +250,7 @@ def test_a_full_queue_refuses_or_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
         engine.submit([window(90, 2)], wait=False)
         with pytest.raises(
             QueueFullError,
-            match=r"The queue holds 180 tokens of 200 that would be read before these windows, which would add 90",
+            match=r"The queue holds 180 tokens of 200 in requests that are not much longer than these windows, which would add 90",
         ):
             engine.submit([window(90, 3)], wait=False)
         waited = engine.submit([window(90, 4)], deadline=time.monotonic() + 0.02)
@@ -290,8 +290,9 @@ def test_what_was_cancelled_makes_room_in_a_full_queue(monkeypatch: pytest.Monke
     with Engine(backend) as engine:
         held(backend, engine)
         engine.submit([window(90, 2)]).cancel()
-        engine.submit([window(90, 3)], wait=False)
+        read = engine.submit([window(90, 3)], wait=False)
         backend.gate.set()
+        assert len(read.result(30)) == 1
 
 
 def test_a_callback_may_submit_again_from_whichever_thread_it_runs_in() -> None:
@@ -536,3 +537,19 @@ def test_a_batch_is_filled_with_what_is_most_similar_and_is_as_large_as_it_may_b
         wait(others, 30)
     shared = [sorted(batch) for batch in backend.began if 1 not in batch]
     assert sorted(shared) == [[20, 22], [30], [35], [38]]
+
+
+def test_what_waits_is_bounded_whatever_the_lengths_and_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "QUEUE_BATCHES", 2)
+    backend = Echo(batch_tokens=100)
+    with Engine(backend) as engine:
+        held(backend, engine)
+        refused = 0
+        for length in range(100, 4, -1):  # each one is shorter than all before it
+            try:
+                engine.submit([window(length)], wait=False)
+            except QueueFullError:
+                refused += 1
+        assert refused > 60
+        assert engine.waiting_tokens <= 200 * (200).bit_length() + 100
+        backend.gate.set()

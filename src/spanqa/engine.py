@@ -30,10 +30,10 @@ from spanqa.windows import Window
 _LOG = logging.getLogger(__name__)
 
 QUEUE_BATCHES = 64
-"""The queue is full for a request when this many batches of tokens would be read before it and in it: `submit` waits, or refuses.
+"""The queue is full for a request when it and those that are not much longer have this many batches of tokens: `submit` waits, or refuses.
 
-What is longer does not count, since it is read later; so a long text cannot shut out short ones. All that waits is less than
-log2(limit) times the limit.
+Requests from the next power of two on do not count, since they are read later; so a long text cannot shut out short ones. Each power
+of two holds at most the limit, and so all that waits is at most log2(limit) times the limit, and one request more.
 """
 
 
@@ -254,14 +254,14 @@ class _Work:
         limit, tokens = QUEUE_BATCHES * self.backend.batch_tokens, request.waiting_tokens
 
         def fits() -> bool:
-            if self._queue.shorter(tokens) + tokens > limit:
+            if self._queue.in_the_way(tokens) + tokens > limit:
                 self._drop_over()
-            return self.closed or not self._queue.requests or self._queue.shorter(tokens) + tokens <= limit
+            return self.closed or not self._queue.requests or self._queue.in_the_way(tokens) + tokens <= limit
 
         if not fits() and not wait:
             raise QueueFullError(
-                f"The queue holds {self._queue.shorter(tokens):,} tokens of {limit:,} that would be read before these windows, which "
-                f"would add {tokens:,}. Try again later, or wait."
+                f"The queue holds {self._queue.in_the_way(tokens):,} tokens of {limit:,} in requests that are not much longer than these "
+                f"windows, which would add {tokens:,}. Try again later, or wait."
             )
         timeout = None if request.deadline is None else max(0.0, request.deadline - time.monotonic())
         if not self._changed.wait_for(fits, timeout):

@@ -106,9 +106,10 @@ class Queue:
         request.unread = len(windows)
         return request
 
-    def shorter(self, tokens: int) -> int:
-        """Return the tokens that wait in requests with no more than so many: they go before a new request of that size."""
-        return sum(each.waiting_tokens for each in self.requests if each.waiting_tokens <= tokens)
+    def in_the_way(self, tokens: int) -> int:
+        """Return the tokens that wait in requests of less than the next power of two: they count against a new one of so many."""
+        lengths = (each.waiting_tokens for each in self.requests)
+        return sum(each for each in lengths if each.bit_length() <= tokens.bit_length())
 
     def tokens_before(self, tokens: int) -> int:
         """Return how many tokens are read before a new request of so many is done: the shorter ones, and the turns of the oldest."""
