@@ -175,13 +175,14 @@ def _readings(chunk: _Chunk, engine: Engine) -> Iterator[tuple[Item, Reading | S
         for item in chunk.items:
             try:
                 found = iter(engine.submit(list(chain(*item.windows))).result())
-                yield item, item.error or _reading(item, found)
+                yield item, item.error or reading_of(item, found)
             except BackendError as error:
                 yield item, error
         return
     for item in chunk.items:
-        yield item, item.error or _reading(item, found)
+        yield item, item.error or reading_of(item, found)
 
 
-def _reading(item: Item, found: Iterator[WindowLogits]) -> Reading:
+def reading_of(item: Item, found: Iterator[WindowLogits]) -> Reading:
+    """Return the reading of an item, taking the logits of its windows from `found`."""
     return Reading(item.question, item.passages, tuple(tuple(islice(found, len(piece))) for piece in item.windows))

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol, TypeVar
 
 from spanqa.answers import Ranking
@@ -26,9 +25,8 @@ from spanqa.pipelines.calls import CallSettings
 from spanqa.pipelines.steps import decode, encode, window_settings
 from spanqa.reader import Reader
 from spanqa.serve.problems import Problem
-from spanqa.stream import Reading
-from spanqa.tokens import Passage, Tokens
-from spanqa.windows import Window, check_question, cut
+from spanqa.stream import Item, Reading, reading_of
+from spanqa.windows import check_question, cut
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -40,15 +38,6 @@ LONG_TEXT = 20_000
 """Requests of more characters than this are encoded and decoded in a thread of their own, so that short ones do not wait for them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Cut:
-    """A question and its passages, encoded, with the windows of each passage."""
-
-    question: str | Tokens
-    passages: tuple[Passage, ...]
-    windows: Sequence[Sequence[Window]]
-
-
 class Asked(Protocol[T_co]):
     """One question as a route understood it: how it becomes windows, and how their logits become a result."""
 
@@ -56,7 +45,7 @@ class Asked(Protocol[T_co]):
     def characters(self) -> int:
         """Characters of the question and its passages."""
 
-    def prepare(self) -> Cut:
+    def prepare(self) -> Item:
         """Encode the texts and cut them into windows."""
 
     def decode(self, reading: Reading) -> T_co:
@@ -77,11 +66,11 @@ class AskedOfPassages:
     def characters(self) -> int:
         return len(self.question) + sum(map(len, self.passages))
 
-    def prepare(self) -> Cut:
+    def prepare(self) -> Item:
         tokenizer = self.reader.checkpoint.tokenizer
         passages = tuple(map(self.reader.prepare, self.passages, self.sources))
         question = check_question(self.question)
-        return Cut(question, passages, cut(question, passages, tokenizer, self.reader.windows))
+        return Item(question, passages, cut(question, passages, tokenizer, self.reader.windows))
 
     def decode(self, reading: Reading) -> Ranking:
         return self.reader.decode(reading, top_k=self.top_k)
@@ -100,12 +89,12 @@ class AskedOfPipeline:
     def characters(self) -> int:
         return len(self.question) + len(self.context)
 
-    def prepare(self) -> Cut:
+    def prepare(self) -> Item:
         question, passage = encode(self.reader, check_question(self.question), self.context, self.settings)
         settings = window_settings(self.reader, question, passage, self.settings)
         reader = self.reader.with_settings(windows=settings)
         windows = cut(question, [passage], reader.checkpoint.tokenizer, reader.windows)
-        return Cut(question, (passage,), windows)
+        return Item(question, (passage,), windows)
 
     def decode(self, reading: Reading) -> list[dict[str, object]]:
         return decode(self.reader, reading, self.settings)
@@ -184,7 +173,7 @@ class AnswerQueue:
             begun = threads.submit(self._begin, asked, deadline, times)
             self._preparing += tokens
             try:
-                cuts, future, results = await asyncio.wrap_future(begun)
+                items, future, results = await asyncio.wrap_future(begun)
             except asyncio.CancelledError:
                 begun.add_done_callback(_drop)
                 raise
@@ -194,7 +183,7 @@ class AnswerQueue:
                 return results
             logits = await asyncio.wrap_future(future)
             times.read = time.perf_counter() - started - times.prepare
-            return await asyncio.wrap_future(threads.submit(_decode, asked, cuts, logits, times))
+            return await asyncio.wrap_future(threads.submit(_decode, asked, items, logits, times))
 
     def _check_wait(self, tokens: int) -> None:
         wait = (self.engine.tokens_before(tokens) + self._preparing) / self.tokens_per_second
@@ -207,23 +196,23 @@ class AnswerQueue:
 
     def _begin(
         self, asked: Sequence[Asked[T]], deadline: float, times: Times
-    ) -> "tuple[list[Cut], Future[list[WindowLogits]], list[T] | None]":
+    ) -> "tuple[list[Item], Future[list[WindowLogits]], list[T] | None]":
         """Encode and submit; where the engine was idle, it has read them now, and the results are there."""
         started = time.perf_counter()
-        cuts = []
+        items = []
         for number, each in enumerate(asked, 1):
             try:
-                cuts.append(each.prepare())
+                items.append(each.prepare())
             except InputError as error:
                 raise error if len(asked) == 1 else type(error)(f"Question {number}: {error}") from None
-        windows = [window for each in cuts for of_passage in each.windows for window in of_passage]
+        windows = [window for each in items for of_passage in each.windows for window in of_passage]
         times.tokens = sum(map(len, windows))
         times.prepare = time.perf_counter() - started
         future = self.engine.submit(windows, deadline=deadline, wait=False)
         if not future.done() or future.exception() is not None:
-            return cuts, future, None
+            return items, future, None
         times.read = time.perf_counter() - started - times.prepare
-        return cuts, future, _decode(asked, cuts, future.result(), times)
+        return items, future, _decode(asked, items, future.result(), times)
 
     def close(self) -> None:
         """End the threads when they are idle, without waiting for them."""
@@ -231,18 +220,15 @@ class AnswerQueue:
         self._long.shutdown(wait=False, cancel_futures=True)
 
 
-def _drop(begun: "Future[tuple[list[Cut], Future[list[WindowLogits]], list[T] | None]]") -> None:
+def _drop(begun: "Future[tuple[list[Item], Future[list[WindowLogits]], list[T] | None]]") -> None:
     """Drop the windows of a request that was given up while its texts were encoded."""
     if not begun.cancelled() and begun.exception() is None:
         begun.result()[1].cancel()
 
 
-def _decode(asked: Sequence[Asked[T]], cuts: Sequence[Cut], logits: Sequence[WindowLogits], times: Times) -> list[T]:
+def _decode(asked: Sequence[Asked[T]], items: Sequence[Item], logits: Sequence[WindowLogits], times: Times) -> list[T]:
     started = time.perf_counter()
     found = iter(logits)
-    results = []
-    for each, pieces in zip(asked, cuts, strict=True):
-        of_passages = tuple(tuple(islice(found, len(windows))) for windows in pieces.windows)
-        results.append(each.decode(Reading(pieces.question, pieces.passages, of_passages)))
+    results = [each.decode(reading_of(item, found)) for each, item in zip(asked, items, strict=True)]
     times.decode = time.perf_counter() - started
     return results
