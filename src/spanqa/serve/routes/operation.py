@@ -90,7 +90,7 @@ def describe(service: Service) -> dict[str, Any]:
         "device": reader.backend.device,
         "dtype": reader.backend.dtype,
         "layout": reader.layout,
-        "batch_tokens": reader.backend.batch_tokens,
+        "batch_tokens": reader.engine.batch_tokens,
         "max_seq_length": reader.windows.max_seq_length,
         "max_answer_tokens": reader.answers.max_answer_tokens,
         "no_answer_threshold": threshold if abs(threshold) < float("inf") else None,
