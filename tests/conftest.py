@@ -28,6 +28,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+import browser as chromium
 import tiny as tiny_checkpoints
 from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
@@ -249,6 +250,17 @@ def tiny_reader(tiny: Callable[..., Path]) -> Callable[..., Reader]:
 def mini() -> Reader:
     """The bundled model on openvino in fp32."""
     return Reader.load(backend="openvino", dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
+    """Chromium, closed when the tests of a file are over."""
+    if SAMPLE:
+        pytest.skip("whether pages look right does not depend on the versions of libraries")
+    if chromium.PROGRAM is None:
+        pytest.skip("no Chromium is installed (scripts/setup installs Debian's)")
+    with chromium.Browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import browser as chromium
-from conftest import SAMPLE
 from spanqa.answers import Answer
 from spanqa.errors import InputError
 from spanqa.explain import figures, notebook, page
@@ -117,16 +116,6 @@ def window_of(explanation: Explanation, layers: int = 2, heads: int = 3, size: i
     ]  # type: ignore[operator]
     maps = looks(layers, heads, size)
     return WindowMaps(layers, heads, tokens, np.array(offsets), np.array(parts), rows[:2] or [0], 0, 1, maps)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
-    if SAMPLE:
-        pytest.skip("whether pages look right does not depend on the versions of libraries")
-    if chromium.PROGRAM is None:
-        pytest.skip("no Chromium is installed (scripts/setup installs Debian's)")
-    with chromium.Browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 @pytest.fixture

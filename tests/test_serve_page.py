@@ -25,7 +25,6 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 import browser as chromium
-from conftest import SAMPLE
 from spanqa.explain.attribute import attribute
 from spanqa.explain.explanation import Explanation
 from spanqa.explain.sentences import visible
@@ -82,16 +81,6 @@ def serving(reader: Reader | None, *, explain: Any = explain, under: str = "", *
         stop()
         if service.state != "loading":
             service.queue.close()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
-    if SAMPLE:
-        pytest.skip("whether pages look right does not depend on the versions of libraries")
-    if chromium.PROGRAM is None:
-        pytest.skip("no Chromium is installed (scripts/setup installs Debian's)")
-    with chromium.Browser(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
