@@ -374,32 +374,21 @@ def serve_load(record: dict[str, Any]) -> str:
     def ms(value: float | None) -> str:
         return "" if value is None else f"{1000 * value:,.0f}"
 
-    levels = {name: row for name, row in record["levels"].items() if name != "answers"} | {"200%": record["overload"]}
+    flood = record["flood"]
+    loads = {
+        **{name: row for name, row in record["levels"].items() if name != "answers"},
+        "200%": record["overload"],
+        "short questions alone": flood["alone"],
+        "short questions beside long texts": flood["beside_long"],
+    }
     rows = [
         [
             name,
             f"{row['requests']:,}",
             f"{row['status'].get('200', 0):,}",
-            ms(row["p50"]),
-            ms(row["p99"]),
-            ms(row["refused_p99"]),
+            *(ms(row[each]) for each in ("p50", "p99", "refused_p99")),
         ]
-        for name, row in levels.items()
-    ]
-    flood = record["flood"]
-    floods = [
-        [
-            name,
-            f"{row['requests']:,}",
-            f"{row['status'].get('200', 0):,}",
-            ms(row["p50"]),
-            ms(row["p99"]),
-            ms(row["refused_p99"]),
-        ]
-        for name, row in (
-            ("short questions alone", flood["alone"]),
-            ("short questions beside long texts", flood["beside_long"]),
-        )
+        for name, row in loads.items()
     ]
     wanted = [
         [
@@ -423,7 +412,7 @@ questions a second; a full batch of 4,096 tokens takes {record["full_batch_s"]:.
 from the time at which a request was due, in ms. Of {answers["questions"]:,} answers {answers["other_than_offline"]} differ from those of the
 reader; F1 is {answers["f1_over_http"]:.2f}.
 
-{table(("load", "requests", "answered", "p50", "p99", "p99 of refusals"), [*rows, *floods])}
+{table(("load", "requests", "answered", "p50", "p99", "p99 of refusals"), rows)}
 A passage of {alone["words"]} words, one request at a time: the forward pass takes {alone["forward_ms"]:.1f} ms, `Reader.ask` {alone["ask_ms"]:.1f}, a
 request {alone["http_ms"]:.1f}.
 
