@@ -405,12 +405,17 @@ def serve_load(record: dict[str, Any]) -> str:
         for name, row in record["equal_p99"].items()
     ]
     answers, alone = record["levels"]["answers"], record["one_by_one"]
+    batches = (
+        f"It read batches of at most {record['batch_tokens']:,} tokens."
+        if "batch_tokens" in record
+        else "It read batches of up to 4,096 tokens; since then it chooses smaller ones where they are read as fast, which is not measured yet."
+    )
     return f"""## The server under load
 
 Poisson arrivals of SQuAD 2.0 questions in random order, at shares of the rate of `Reader.ask_many` ({record["offline_questions_per_s"]["spanqa"]:.1f}
 questions a second; a full batch of 4,096 tokens takes {record["full_batch_s"]:.2f} s). The sender runs on the same two cores. Latency counts
 from the time at which a request was due, in ms. Of {answers["questions"]:,} answers {answers["other_than_offline"]} differ from those of the
-reader; F1 is {answers["f1_over_http"]:.2f}.
+reader; F1 is {answers["f1_over_http"]:.2f}. {batches}
 
 {table(("load", "requests", "answered", "p50", "p99", "p99 of refusals"), rows)}
 A passage of {alone["words"]} words, one request at a time: the forward pass takes {alone["forward_ms"]:.1f} ms, `Reader.ask` {alone["ask_ms"]:.1f}, a

@@ -400,6 +400,8 @@ def main() -> None:
         "offline_questions_per_s": rates,
     }  # fmt: skip
     with serving(bench, dtype):
+        with urllib.request.urlopen(f"http://127.0.0.1:{bench.ports['spanqa']}/info") as info:
+            record["batch_tokens"] = json.load(info)["batch_tokens"]
         for name, part in (
             ("levels", lambda: levels(bench, rates["spanqa"], answers)),
             ("overload", lambda: overload(bench, rates["spanqa"])),
