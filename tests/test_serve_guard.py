@@ -485,11 +485,8 @@ def test_settings_hold_digests_and_show_no_key() -> None:
         Guard(echo, ServeSettings(keys=(KEY,)))
 
 
-def test_keys_are_read_from_a_file_and_the_environment(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A library that sets up logging in its own way disables the loggers that were there before.
-    monkeypatch.setattr(logging.getLogger("spanqa.serve.keys"), "disabled", False)
+def test_keys_are_read_from_a_file_and_the_environment(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "spanqa.serve.keys")
     path = tmp_path / "keys"
     path.write_text(f"\ufeff# for tests\n\n  {KEY}  \n{OTHER}\r\n", "utf-8")
     path.chmod(0o600)
