@@ -125,11 +125,14 @@ def parse_json(text: str, path: str | os.PathLike[str]) -> Any:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+def replacing(
+    path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w", *, private: bool = False
+) -> Iterator[IO[Any]]:
     """Open a file for writing that replaces the file at `path` at the end of the `with` block.
 
     Until then it has a temporary name, so two writers never share a file. On an exception, it is removed. A text is written
-    as UTF-8; a lone surrogate, which UTF-8 does not have, becomes its escape: in JSON that is the same text.
+    as UTF-8; a lone surrogate, which UTF-8 does not have, becomes its escape: in JSON that is the same text. A `private` file can be
+    read by its owner only.
     """
     path = Path(path)
     if path.is_dir():  # known before the work is done, not only when the file gets its name
@@ -139,7 +142,8 @@ def replacing(path: str | os.PathLike[str], mode: Literal["w", "wb"] = "w") -> I
         text = {} if mode == "wb" else {"encoding": "utf-8", "errors": "backslashreplace"}
         with open(handle, mode, **text) as file:  # type: ignore[call-overload]  # noqa: PTH123 - an open handle, not a path
             yield file
-        set_usual_mode(Path(name))
+        if not private:  # it is made so
+            set_usual_mode(Path(name))
         Path(name).replace(path)
     except BaseException:
         with suppress(OSError):

@@ -7,7 +7,7 @@ cannot be read costs that item alone; an error of the stream itself is raised af
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -89,6 +89,37 @@ def read_stream(
             chunk.logits.cancel()
 
 
+def read_chunks(
+    chunks: Iterable[Sequence[Question]], engine: Engine, tokenizer: Tokenizer, settings: WindowSettings
+) -> Iterator[list[Reading | SpanQAError]]:
+    """Yield the readings of each chunk, or the errors in their places.
+
+    Windows share batches within a chunk and never with another one, so that the logits of a chunk do not depend, by as much as a
+    rounding, on what is read before it or behind it. One chunk is read while the next is encoded.
+    """
+    turn = ThreadPoolExecutor(1, "spanqa-chunks")
+    futures: list[Future[list[WindowLogits]]] = []
+
+    def read(items: list[Item]) -> list[Reading | SpanQAError]:
+        futures[:] = [engine.submit([window for item in items for piece in item.windows for window in piece])]
+        return [reading for _, reading in _readings(_Chunk(items, futures[0], None), engine)]
+
+    running: deque[Future[list[Reading | SpanQAError]]] = deque()
+    try:
+        for questions in chunks:
+            items = [_item(each, tokenizer) for each in questions]
+            _cut(items, tokenizer, settings)
+            running.append(turn.submit(read, items))
+            if len(running) > 1:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in futures:
+            future.cancel()
+        turn.shutdown(wait=False, cancel_futures=True)
+
+
 def read_one(
     question: str,
     passages: Sequence[str | Passage],
@@ -115,21 +146,30 @@ def _take(
     items: list[Item] = []
     tokens = characters = 0
     while tokens < most_tokens and characters < size * _CHARACTERS and len(items) < size * _ITEMS:
-        question: str | Tokens = ""
         try:
-            question, given = pair(next(stream), "a question and a list of passages")
-            passages = _passages(given, tokenizer)
-            items.append(Item(question if isinstance(question, Tokens) else check_question(question), passages))
+            item = _item(next(stream), tokenizer)
         except StopIteration:
             return items, False, None
         except InputError as error:
-            items.append(Item(question, error=error))
+            items.append(Item("", error=error))
             continue
         except Exception as error:  # the caller's own: the items before it are answered first
             return items, False, error
-        tokens += sum(len(passage.tokens) for passage in passages)
-        characters += len(question) + sum(len(passage.text) for passage in passages)
+        items.append(item)
+        tokens += sum(len(passage.tokens) for passage in item.passages)
+        characters += len(item.question) + sum(len(passage.text) for passage in item.passages)
     return items, True, None
+
+
+def _item(given: Any, tokenizer: Tokenizer) -> Item:
+    """Return an item of a stream with its passages encoded, or with its error."""
+    question: str | Tokens = ""
+    try:
+        question, passages = pair(given, "a question and a list of passages")
+        encoded = _passages(passages, tokenizer)
+        return Item(question if isinstance(question, Tokens) else check_question(question), encoded)
+    except InputError as error:
+        return Item(question, error=error)
 
 
 def pair(item: Any, expected: str) -> tuple[Any, Any]:

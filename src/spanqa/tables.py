@@ -139,7 +139,7 @@ def _json_lines(lines: list[str], path: Path) -> Iterator[Item]:
 
 def _csv(text: str, path: Path) -> Iterator[Item]:
     csv.field_size_limit(1 << 30)
-    delimiter = _delimiter(text)
+    delimiter = delimiter_of(text)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip().lower() for name in reader.fieldnames or () if not _UNNAMED.fullmatch(name.strip())]
@@ -160,7 +160,8 @@ def _csv(text: str, path: Path) -> Iterator[Item]:
         raise DatasetError(f"{str(path)!r} is not valid CSV: {error}.") from None
 
 
-def _delimiter(text: str) -> str:
+def delimiter_of(text: str) -> str:
+    """Return the character between the cells of a table: a tab, or what its first line has most of."""
     head = text.split("\n", 1)[0]
     return "\t" if "\t" in head else max(",;|", key=head.count)
 
@@ -168,7 +169,7 @@ def _delimiter(text: str) -> str:
 def _is_table(text: str) -> bool:
     """Return whether the first line names the columns of a question and a passage."""
     head = text.split("\n", 1)[0].lower()
-    names = {name.strip(' "\r') for name in head.split(_delimiter(text))}
+    names = {name.strip(' "\r') for name in head.split(delimiter_of(text))}
     return all(names.intersection(_NAMES[ours]) for ours in ("question", "passage"))
 
 
@@ -224,7 +225,7 @@ def _questions(item: Item, number: int, path: Path, answers: bool) -> Iterable[L
 
 
 def _row(row: Mapping[str, Any], place: str, number: int, answers: bool) -> Labelled:
-    columns = dict(_columns(tuple(row)))
+    columns = usual_columns(tuple(row))
     given = {ours: row[theirs] for ours, theirs in columns.items()}
     impossible = read_flag(given.get("impossible"), columns.get("impossible", ""), place)
     needed = ("question", "passage", *(("answer",) if answers and not impossible else ()))
@@ -242,6 +243,11 @@ def _row(row: Mapping[str, Any], place: str, number: int, answers: bool) -> Labe
     identity = "" if is_missing(given.get("id")) else str(given["id"])
     title, cause = ("" if is_missing(given.get(name)) else str(given[name]) for name in ("title", "cause"))
     return Labelled(identity or f"row-{number}", given["question"], given["passage"], labels, title, cause or None)
+
+
+def usual_columns(names: Iterable[Any]) -> dict[str, Any]:
+    """Return the columns that have usual names, by what they hold: "question", "passage", "answer", "id" and others."""
+    return dict(_columns(tuple(names)))
 
 
 @lru_cache(maxsize=64)

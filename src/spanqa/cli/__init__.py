@@ -3,6 +3,7 @@
 import typer
 
 from spanqa.cli.ask import ask
+from spanqa.cli.batch import batch
 from spanqa.cli.check import check
 from spanqa.cli.diagnose import diagnose
 from spanqa.cli.evaluate import evaluate
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, explain, evaluate, diagnose, train, tune, check, quantize, serve, info):
+for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, info):
     app.command()(verb)
 
 

@@ -1,0 +1,248 @@
+"""`spanqa batch`: a file of questions and texts to a file of answers."""
+
+import glob
+import json
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spanqa.cli import options
+
+if TYPE_CHECKING:
+    from spanqa.reader import Reader
+    from spanqa.scale import Input, Place, Summary
+
+ROWS = "Rows"
+TEXTS = "Texts"
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Rows: .jsonl, .csv, .tsv or .parquet, also .gz or .zst; - is JSON Lines from standard input. Or texts: a folder, a "
+            "text file, or a pattern in quotes, such as 'reports/*.txt'.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT", help="The file to write, in the format of its ending; - is JSON Lines to standard output."
+        ),
+    ],
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUESTION", help="Ask this of every row, or of the texts; can be given several times."),
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With texts: ask each line of this file.", rich_help_panel=TEXTS)
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="The column of the question. Default: by its usual names.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column of the text to read.", rich_help_panel=ROWS)
+    ] = None,
+    id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="The column that names a row, for the list of bad rows.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    into: Annotated[str, typer.Option(metavar="COLUMN", help="The column of the answers.")] = "prediction",
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="Do not copy this column; can be given several times.", rich_help_panel=ROWS
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Write a list of at most this many answers, too, best first.")] = 1,
+    threshold: options.Threshold = None,
+    no_answer: options.NoAnswer = "auto",
+    min_probability: options.MinProbability = 0.0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, and forget an unfinished job with other settings.")
+    ] = False,
+    no_text: Annotated[bool, typer.Option("--no-text", help="List bad rows without what they hold.")] = False,
+    max_windows: Annotated[
+        int | None,
+        typer.Option(min=1, help="As in `spanqa ask`.", show_default=False, rich_help_panel=TEXTS),
+    ] = None,
+    read_all: Annotated[bool, typer.Option("--read-all", help="As in `spanqa ask`.", rich_help_panel=TEXTS)] = False,
+    encoding: Annotated[
+        str | None, typer.Option(help="The encoding of the texts.", show_default=False, rich_help_panel=TEXTS)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    model: options.Model = "spanqa-mini",
+    revision: options.Revision = None,
+    backend: options.Backend = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    threads: options.Threads = None,
+    max_seq_length: options.MaxSeqLength = None,
+    overlap: options.Overlap = None,
+    max_answer_tokens: options.MaxAnswerTokens = None,
+) -> None:
+    """Answer a file of questions and texts, however large it is.
+
+    A job that was interrupted goes on where it was when the same command is run again. Rows that cannot be read are listed in
+    OUT.bad.jsonl; the job goes on without them.
+    """
+    from spanqa.answers import least_score
+    from spanqa.scale import AnswerRule, place_of, run_batch
+
+    place = place_of(out)
+    _check_is_another_file(source, place)
+    rule = AnswerRule(top_k, threshold, no_answer, min_probability)
+    reader = options.load_reader(
+        model=model,
+        revision=revision,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        max_seq_length=max_seq_length,
+        overlap=overlap,
+        max_answer_tokens=max_answer_tokens,
+    )
+    least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
+    texts = _texts_of(source)
+    if texts is None:
+        given, delimiter = _rows(source, place, question, context, id, ask or [], questions)
+    else:
+        given, delimiter = _ask_texts(texts, reader, ask or [], questions, encoding, max_windows, read_all), ","
+    delimiter = "\t" if place.form == "tsv" else delimiter
+    console = place.path is None
+    with nullcontext() if console else options.progress_bar("rows") as progress:
+        done = run_batch(
+            reader,
+            given,
+            place,
+            rule=rule,
+            prediction=into,
+            drop=drop or [],
+            delimiter=delimiter,
+            overwrite=overwrite,
+            text=not no_text,
+            **({} if progress is None else {"progress": progress}),
+        )
+    _say(done, out, as_json, err=console)
+
+
+def _check_is_another_file(source: str, out: "Place") -> None:
+    """Refuse an output that would replace its input."""
+    from spanqa.errors import InputError
+
+    if source == "-" or out.path is None or not out.path.exists() or not Path(source).exists():
+        return
+    if out.path.samefile(source):
+        raise InputError(f"{source!r} is the input and the output. Give the output another name.")
+
+
+def _texts_of(source: str) -> list[str] | None:
+    """Return the files and folders of texts that the input is; None where it is a file of rows."""
+    if source == "-":
+        return None
+    if Path(source).is_dir():
+        return [source]
+    if Path(source).suffix.lower() in (".txt", ".md", ".html", ".htm", ".xhtml") and Path(source).exists():
+        return [source]
+    if not Path(source).exists() and glob.has_magic(source):
+        from spanqa.errors import InputError
+
+        found = sorted(glob.glob(source, recursive=True))
+        if not found:
+            raise InputError(f"There is no file {source!r}. Check the pattern.")
+        return found
+    return None
+
+
+def _rows(
+    source: str,
+    out: "Place",
+    question: str | None,
+    context: str | None,
+    id: str | None,
+    asks: list[str],
+    questions: str | None,
+) -> "tuple[Input, str]":
+    """Return the input that a file of rows is, and the character between cells of a table like it."""
+    from spanqa.scale import delimiter_among, place_of, rows_input
+
+    if questions is not None:
+        raise typer.BadParameter("is for texts; rows have their own questions, or --ask", param_hint="--questions")
+    if asks and question is not None:
+        raise typer.BadParameter("give this or --question, not both", param_hint="--ask")
+    place = place_of(source)
+    flat = out.form in ("csv", "tsv")
+    given = rows_input(place, question=question, context=context, id=id, asks=asks, flat=flat)
+    return given, delimiter_among(place) if place.form == "csv" and flat else ","
+
+
+def _ask_texts(
+    names: list[str],
+    reader: "Reader",
+    asks: list[str],
+    questions: str | None,
+    encoding: str | None,
+    max_windows: int | None,
+    read_all: bool,
+) -> "Input":
+    """Return the input that questions of texts are."""
+    from spanqa.documents import read_document, read_documents
+    from spanqa.errors import InputError
+    from spanqa.files import read_standard_input
+    from spanqa.retrieval import TextIndex
+    from spanqa.scale import texts_input
+
+    asked = list(enumerate(asks, 1))
+    if questions is not None:
+        data = read_standard_input() if questions == "-" else None
+        text = read_document("standard input" if questions == "-" else questions, data, encoding).text
+        asked += [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not asked:
+        raise typer.BadParameter("ask something of the texts: give this or --questions", param_hint="--ask")
+    documents, skipped = read_documents(names, encoding)
+    documents = [document for document in documents if document.text.strip()]
+    if not documents:
+        raise InputError(f"There is no text to read in {', '.join(names)}: no file there holds text.")
+    if skipped:
+        typer.echo(f"spanqa: skipped {len(skipped):,} files that are not text, such as {skipped[0]}", err=True)
+    index = TextIndex(reader, [each.text for each in documents], [each.source for each in documents])
+    return texts_input(index, asked, max_windows=max_windows, read_all=read_all)
+
+
+def _say(done: "Summary", out: str, as_json: bool, *, err: bool) -> None:
+    """Print what was done."""
+    counts = done.counts
+    if as_json:
+        fields = asdict(counts) | {
+            "out": out,
+            "bad_rows": None if done.bad_rows is None else str(done.bad_rows),
+            "resumed_rows": done.resumed_rows,
+            "seconds": round(done.seconds, 3),
+        }
+        typer.echo(json.dumps(fields), err=err)
+        return
+    rate = (counts.rows - done.resumed_rows) / max(done.seconds, 1e-9)
+    typer.echo(
+        f"{out}: {_number(counts.rows, 'row')}: {counts.answered:,} answered, {counts.unanswered:,} without an answer; "
+        f"{done.seconds:,.1f} s, {rate:,.1f} rows/s",
+        err=err,
+    )
+    if done.resumed_rows:
+        typer.echo(f"{_number(done.resumed_rows, 'row')} of them had been done before.", err=err)
+    if counts.bad:
+        where = "" if done.bad_rows is None else f": {done.bad_rows} says why"
+        typer.echo(f"{_number(counts.bad, 'row')} could not be read{where}", err=True)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,26 @@
+"""Batch jobs over files, and more than one machine.
+
+rows.py        a file's rows, one at a time: JSON Lines, CSV, Parquet
+questions.py   a row's questions and texts            texts.py   questions of many texts
+answering.py   a chunk's answers, by one reader
+outputs.py     answered rows to the output's format
+job.py         chunks; what is done survives anything
+batch.py       all of it: one job from its files to its file
+"""
+
+from spanqa.scale.answering import AnswerRule, answer_chunks
+from spanqa.scale.batch import Input, Summary, rows_input, run_batch, texts_input
+from spanqa.scale.rows import Place, delimiter_among, place_of
+
+__all__ = [
+    "AnswerRule",
+    "Input",
+    "Place",
+    "Summary",
+    "answer_chunks",
+    "delimiter_among",
+    "place_of",
+    "rows_input",
+    "run_batch",
+    "texts_input",
+]

@@ -1,0 +1,414 @@
+"""Rows of files, one at a time: JSON Lines, CSV and Parquet, plain or compressed.
+
+A row that cannot be read is a `BadRow`, and the rows behind it are read. Memory is bounded by the longest row, whatever the file is.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, get_args
+
+from spanqa.errors import DatasetError
+from spanqa.extras import require
+from spanqa.files import read_standard_input
+from spanqa.tables import delimiter_of
+
+Form = Literal["jsonl", "csv", "tsv", "parquet"]
+Compression = Literal["", "gz", "zst"]
+
+LONGEST = 32 << 20
+"""Bytes of the longest line, or characters of the longest cell. A longer one is a bad row."""
+
+SHOWN = 1000
+"""Characters of a row that is too long which are kept, so that it can be found again."""
+
+_OTHER_NAMES: Mapping[str, Form] = {"ndjson": "jsonl"}
+_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+_UTF_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+_PIECE = 1 << 20
+_PARQUET_ROWS = 64  # read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row: its number from 1, the line on which it begins (None in Parquet), its values by column, and its size in bytes."""
+
+    number: int
+    line: int | None
+    values: Mapping[str, Any]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that gets no answer, and why. `content` is what it holds, as far as it can be shown; `id` is its id, where it has one."""
+
+    number: int
+    line: int | None
+    reason: str
+    content: str = ""
+    size: int = 0
+    id: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A file of rows, or standard input or output where `path` is None, and the format that its name stands for."""
+
+    path: Path | None
+    form: Form
+    compression: Compression = ""
+
+    @property
+    def name(self) -> str:
+        return "standard input" if self.path is None else str(self.path)
+
+
+def place_of(name: str) -> Place:
+    """Return what a file's name stands for; "-" is standard input or output, in JSON Lines.
+
+    Raises:
+        DatasetError: the ending is of no format of rows.
+    """
+    if name == "-":
+        return Place(None, "jsonl")
+    parts = Path(name).name.lower().split(".")
+    compression: Compression = "gz" if parts[-1] == "gz" else "zst" if parts[-1] == "zst" else ""
+    ending = parts[-2 if compression else -1] if len(parts) > (2 if compression else 1) else ""
+    form = _OTHER_NAMES.get(ending, ending)
+    if form not in get_args(Form):
+        hint = " Make an array one object a line with: jq -c '.[]' FILE" if ending == "json" else ""
+        raise DatasetError(
+            f"{name!r} has the ending of no format of rows. Expected .jsonl, .ndjson, .csv, .tsv or .parquet, also with .gz or .zst.{hint}"
+        )
+    if form == "parquet" and compression:
+        raise DatasetError(f"{name!r}: Parquet is compressed inside. Leave out .{compression}.")
+    if form == "parquet":
+        require("parquet")
+    if compression == "zst":
+        require("zstd")
+    return Place(Path(name), form, compression)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What identifies a file: its sha256 and its size in bytes; and how many lines, or in Parquet rows, it has."""
+
+    sha256: str
+    bytes: int
+    lines: int
+
+
+def survey(place: Place) -> Survey:
+    """Read a file once from end to end.
+
+    Raises:
+        DatasetError: it cannot be read, or is damaged.
+    """
+    assert place.path is not None
+    with _opened(place.path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    if place.form == "parquet":
+        with _parquet(place) as table:
+            return Survey(sha256, size, table.metadata.num_rows)
+    lines, last = 0, b"\n"
+    with _decompressed(place) as stream:
+        while piece := stream.read(_PIECE):
+            lines, last = lines + piece.count(b"\n"), piece[-1:]
+    return Survey(sha256, size, lines + (last != b"\n"))
+
+
+def columns_of(place: Place) -> list[str] | None:
+    """Return the columns of a file whose head names them; None for JSON Lines, where each row has its own.
+
+    Raises:
+        DatasetError: it cannot be read, or has a column twice.
+    """
+    if place.form == "jsonl":
+        return None
+    if place.form == "parquet":
+        with _parquet(place) as table:
+            return _checked(table.schema_arrow.names, place)
+    with _decompressed(place) as stream:
+        return _csv_head(_text(stream), place)[0]
+
+
+def delimiter_among(place: Place) -> str:
+    """Return the character between the cells of a table."""
+    with _decompressed(place) as stream:
+        return delimiter_of(_text(stream).readline(LONGEST))
+
+
+def all_columns(place: Place) -> list[str]:
+    """Return the columns that any row of a file has, in order of their first row."""
+    names = columns_of(place)
+    if names is not None:
+        return names
+    return list(dict.fromkeys(name for row in read_rows(place) if isinstance(row, Row) for name in row.values))
+
+
+def read_rows(place: Place) -> Iterator[Row | BadRow]:
+    """Yield the rows of a file, and in their places the bad ones.
+
+    Raises:
+        DatasetError: the file cannot be read, is damaged, or is in another format.
+    """
+    if place.form == "parquet":
+        yield from _parquet_rows(place)
+        return
+    with _decompressed(place) as stream:
+        yield from _json_rows(stream) if place.form == "jsonl" else _csv_rows(stream, place)
+
+
+# --- bytes
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DatasetError(f"File {str(path)!r} does not exist. Check the name, or give the full path.") from None
+    except OSError as error:
+        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _decompressed(place: Place) -> Iterator[IO[bytes]]:
+    """Open a file of text; its first bytes say how it is compressed, whatever it is called."""
+    if place.path is None:
+        if sys.stdin is None:
+            read_standard_input()  # raises what is to be said
+        yield sys.stdin.buffer
+        return
+    with _opened(place.path) as file:
+        head = file.peek(4)[:4] if isinstance(file, io.BufferedReader) else b""
+        if head == _PARQUET:
+            raise DatasetError(f"{str(place.path)!r} is a Parquet file. Give it the ending .parquet.")
+        stream: IO[bytes] = file
+        if head.startswith(_GZIP):
+            stream = gzip.open(file, "rb")
+        elif head == _ZSTD:
+            require("zstd")
+            import pyarrow
+
+            compressed = pyarrow.CompressedInputStream(file, "zstd")
+            stream = io.BufferedReader(compressed, _PIECE)
+        elif head.startswith(_UTF_16_32):
+            raise DatasetError(
+                f"{str(place.path)!r} is not UTF-8: it has a mark of UTF-16. Convert it first, for example: iconv -f utf-16 -t utf-8 OLD > NEW"
+            )
+        try:
+            yield stream
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DatasetError(
+                f"{str(place.path)!r} is a damaged gzip file ({error}). Download or create it again."
+            ) from None
+        except OSError as error:
+            if error.errno is not None and stream is file:
+                raise DatasetError(f"{str(place.path)!r} cannot be read: {error.strerror}.") from None
+            if stream is file or head != _ZSTD:
+                raise
+            raise DatasetError(
+                f"{str(place.path)!r} is a damaged Zstandard file ({error}). Download or create it again."
+            ) from None
+
+
+# --- JSON Lines
+
+
+def _json_rows(stream: IO[bytes]) -> Iterator[Row | BadRow]:
+    number = line = 0
+    while data := stream.readline(LONGEST + 1):
+        line += 1
+        size = len(data)
+        if line == 1:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if not data.strip():
+            continue
+        number += 1
+        if len(data) > LONGEST and not data.endswith(b"\n"):
+            size += _skip_line(stream)
+            yield BadRow(number, line, f"the line has more than {LONGEST:,} bytes", _shown(data[:SHOWN]), size)
+            continue
+        try:
+            values = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield BadRow(number, line, f"not UTF-8: byte 0x{data[error.start]:02x}", _shown(data), size)
+        except RecursionError:
+            yield BadRow(number, line, "not JSON: nested too deeply", _shown(data), size)
+        except ValueError as error:
+            yield BadRow(number, line, f"not JSON: {error}", _shown(data), size)
+        else:
+            if isinstance(values, dict):
+                yield Row(number, line, values, size)
+            else:
+                yield BadRow(number, line, f"expected a JSON object, found {type(values).__name__}", _shown(data), size)
+
+
+def _skip_line(stream: IO[bytes]) -> int:
+    """Read on to the end of the line, and keep nothing of it; return its bytes."""
+    size = 0
+    while data := stream.readline(_PIECE):
+        size += len(data)
+        if data.endswith(b"\n"):
+            break
+    return size
+
+
+def _shown(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace").rstrip("\r\n")
+
+
+# --- CSV
+
+
+class _Lines:
+    """The lines of a text for the CSV reader, which would hide them: the last one is kept for bad rows."""
+
+    def __init__(self, text: io.TextIOWrapper, first: str) -> None:
+        self._text, self._waiting = text, first
+        self.last = ""
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        self.last, self._waiting = self._waiting or self._text.readline(LONGEST), ""
+        if not self.last:
+            raise StopIteration
+        return self.last
+
+
+def _text(stream: IO[bytes]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+
+
+def _csv_head(text: io.TextIOWrapper, place: Place) -> tuple[list[str], Any, _Lines]:
+    """Return the columns, the reader, which is behind them, and its lines."""
+    csv.field_size_limit(LONGEST)
+    first = text.readline(LONGEST)
+    while first and not first.strip():
+        first = text.readline(LONGEST)
+    lines = _Lines(text, first)
+    reader = csv.reader(lines, delimiter=delimiter_of(first), strict=True)
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise DatasetError(f"{place.name!r} has no readable head: {error}.") from None
+    return _checked([name.strip() for name in names], place), reader, lines
+
+
+def _checked(names: list[str], place: Place) -> list[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise DatasetError(f"{place.name!r} has the column {name!r} twice. Give each column its own name.")
+    return names
+
+
+def _csv_rows(stream: IO[bytes], place: Place) -> Iterator[Row | BadRow]:
+    text = _text(stream)
+    names, reader, lines = _csv_head(text, place)
+    number = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            number += 1
+            yield BadRow(number, line, f"not valid CSV: {error}", lines.last[:SHOWN].rstrip("\r\n"))
+            continue
+        if cells is None:
+            break
+        if not cells:  # a blank line
+            continue
+        number += 1
+        size = sum(map(len, cells)) + len(cells)
+        if len(cells) != len(names):
+            reason = f"it has {len(cells):,} cells; the file has {len(names):,} columns"
+        elif any(map(_has_other_bytes, cells)):
+            reason = "not UTF-8"
+        else:
+            yield Row(number, line, dict(zip(names, cells, strict=True)), size)
+            continue
+        content = json.dumps(cells, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        yield BadRow(number, line, reason, _shown(content), size)
+    text.detach()
+
+
+def _has_other_bytes(cell: str) -> bool:
+    return not cell.isascii() and any("\udc80" <= each <= "\udcff" for each in cell)
+
+
+# --- Parquet
+
+
+@contextmanager
+def _parquet(place: Place) -> Iterator[Any]:
+    """Open a Parquet file; texts stay indices into their dictionary, where they have one, so that they take no more than in the file."""
+    require("parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    assert place.path is not None
+    with _opened(place.path) as file:
+        try:
+            names = [
+                field.name
+                for field in pyarrow.parquet.read_schema(file)
+                if pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
+            ]
+            file.seek(0)
+            yield pyarrow.parquet.ParquetFile(file, read_dictionary=names)
+        except MemoryError:
+            raise DatasetError(
+                f"{place.name!r} does not fit in memory: one page of it expands too far. Write it with smaller pages."
+            ) from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DatasetError(f"{place.name!r} cannot be read as Parquet: {error}") from None
+
+
+def parquet_schema(place: Place) -> Any:
+    """Return the Arrow schema of a Parquet file."""
+    import pyarrow.parquet
+
+    with _parquet(place):
+        return pyarrow.parquet.read_schema(place.path)
+
+
+def _parquet_rows(place: Place) -> Iterator[Row | BadRow]:
+    with _parquet(place) as table:
+        number = 0
+        for batch in table.iter_batches(_PARQUET_ROWS, use_threads=False):
+            names, columns = batch.schema.names, batch.columns
+            for position in range(batch.num_rows):
+                number += 1
+                try:
+                    values = {name: column[position].as_py() for name, column in zip(names, columns, strict=True)}
+                except (ValueError, OverflowError) as error:  # not UTF-8, a date that Python does not have
+                    reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
+                    yield BadRow(number, None, reason)
+                    continue
+                yield Row(number, None, values, _size(values))
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a value takes."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, Mapping):
+        return 8 + sum(len(key) + _size(each) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return 8 + sum(map(_size, value))
+    return 8
