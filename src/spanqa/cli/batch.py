@@ -4,6 +4,7 @@ import glob
 import json
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 from spanqa.cli import options
 
 if TYPE_CHECKING:
-    from spanqa.reader import Reader
+    from spanqa.documents import Document
     from spanqa.scale import Input, Place, Summary
 
 ROWS = "Rows"
@@ -96,11 +97,17 @@ def batch(
     OUT.bad.jsonl; the job goes on without them.
     """
     from spanqa.answers import least_score
-    from spanqa.scale import AnswerRule, place_of, run_batch
+    from spanqa.progress import silent
+    from spanqa.retrieval import TextIndex
+    from spanqa.scale import AnswerRule, place_of, run_batch, texts_input
 
     place = place_of(out)
     _check_is_another_file(source, place)
-    rule = AnswerRule(top_k, threshold, no_answer, min_probability)
+    texts = _texts_of(source)
+    if texts is None:
+        given, delimiter = _rows(source, place, question, context, id, ask or [], questions)
+    else:
+        documents, asked = _documents(texts, encoding), _questions(ask or [], questions, encoding)
     reader = options.load_reader(
         model=model,
         revision=revision,
@@ -113,26 +120,31 @@ def batch(
         max_answer_tokens=max_answer_tokens,
     )
     least_score(reader.answers, no_answer, threshold)  # type: ignore[arg-type]
-    texts = _texts_of(source)
-    if texts is None:
-        given, delimiter = _rows(source, place, question, context, id, ask or [], questions)
-    else:
-        given, delimiter = _ask_texts(texts, reader, ask or [], questions, encoding, max_windows, read_all), ","
+    if texts is not None:
+        index = TextIndex(reader, [each.text for each in documents], [each.source for each in documents])
+        choose = partial(index.choose, max_windows=max_windows, read_all=read_all)
+        named = [(each.source, each.text) for each in documents]
+        given, delimiter = texts_input(named, asked, choose, **choose.keywords), ","
     delimiter = "\t" if place.form == "tsv" else delimiter
     console = place.path is None
-    with nullcontext() if console else options.progress_bar("rows") as progress:
-        done = run_batch(
-            reader,
-            given,
-            place,
-            rule=rule,
-            prediction=into,
-            drop=drop or [],
-            delimiter=delimiter,
-            overwrite=overwrite,
-            text=not no_text,
-            **({} if progress is None else {"progress": progress}),
-        )
+    try:
+        with nullcontext(silent) if console else options.progress_bar("rows") as progress:
+            done = run_batch(
+                reader,
+                given,
+                place,
+                rule=AnswerRule(top_k, threshold, no_answer, min_probability),
+                prediction=into,
+                drop=drop or [],
+                delimiter=delimiter,
+                overwrite=overwrite,
+                text=not no_text,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if given.resumable and not console:
+            typer.echo("\nspanqa: interrupted. Run the same command again to go on.", err=True)
+        raise
     _say(done, out, as_json, err=console)
 
 
@@ -157,7 +169,7 @@ def _texts_of(source: str) -> list[str] | None:
     if not Path(source).exists() and glob.has_magic(source):
         from spanqa.errors import InputError
 
-        found = sorted(glob.glob(source, recursive=True))
+        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - the pattern may begin with a folder
         if not found:
             raise InputError(f"There is no file {source!r}. Check the pattern.")
         return found
@@ -186,21 +198,10 @@ def _rows(
     return given, delimiter_among(place) if place.form == "csv" and flat else ","
 
 
-def _ask_texts(
-    names: list[str],
-    reader: "Reader",
-    asks: list[str],
-    questions: str | None,
-    encoding: str | None,
-    max_windows: int | None,
-    read_all: bool,
-) -> "Input":
-    """Return the input that questions of texts are."""
-    from spanqa.documents import read_document, read_documents
-    from spanqa.errors import InputError
+def _questions(asks: list[str], questions: str | None, encoding: str | None) -> list[tuple[int, str]]:
+    """Return the questions to ask of texts, each with its line in its file."""
+    from spanqa.documents import read_document
     from spanqa.files import read_standard_input
-    from spanqa.retrieval import TextIndex
-    from spanqa.scale import texts_input
 
     asked = list(enumerate(asks, 1))
     if questions is not None:
@@ -209,14 +210,21 @@ def _ask_texts(
         asked += [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not asked:
         raise typer.BadParameter("ask something of the texts: give this or --questions", param_hint="--ask")
+    return asked
+
+
+def _documents(names: list[str], encoding: str | None) -> "list[Document]":
+    """Return the texts of all files that hold any."""
+    from spanqa.documents import read_documents
+    from spanqa.errors import InputError
+
     documents, skipped = read_documents(names, encoding)
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise InputError(f"There is no text to read in {', '.join(names)}: no file there holds text.")
     if skipped:
         typer.echo(f"spanqa: skipped {len(skipped):,} files that are not text, such as {skipped[0]}", err=True)
-    index = TextIndex(reader, [each.text for each in documents], [each.source for each in documents])
-    return texts_input(index, asked, max_windows=max_windows, read_all=read_all)
+    return documents
 
 
 def _say(done: "Summary", out: str, as_json: bool, *, err: bool) -> None:

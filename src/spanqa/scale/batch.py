@@ -14,13 +14,12 @@ from spanqa import __version__
 from spanqa.errors import DatasetError, InputError
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
-from spanqa.retrieval import TextIndex
 from spanqa.scale.answering import AnswerRule, answer_chunks, chunk_tokens
 from spanqa.scale.job import Chunk, Counts, Identity, Job, Result, bad_line, begin, counts_of, cut_chunks, encoded
 from spanqa.scale.outputs import ANSWER_FIELDS, Layout
 from spanqa.scale.questions import Asked, Columns, asked_of, columns_among
 from spanqa.scale.rows import BadRow, Place, Row, all_columns, columns_of, parquet_schema, read_rows, survey
-from spanqa.scale.texts import asked_of_texts
+from spanqa.scale.texts import Chosen, asked_of_texts
 
 Answering = Callable[[Iterable[Chunk]], Iterator[Result]]
 """What answers chunks: one reader by default, in order; or anything else, in any order."""
@@ -111,27 +110,27 @@ def _columns_of_first(
 
 
 def texts_input(
-    index: TextIndex,
+    texts: Sequence[tuple[str, str]],
     questions: Sequence[tuple[int, str]],
-    *,
-    max_windows: int | None = None,
-    read_all: bool = False,
+    choose: Callable[[str], Chosen],
+    **choosing: Any,
 ) -> Input:
-    """Return the input that questions of many texts are; each question comes with its line."""
+    """Return the input that questions of many texts are.
+
+    A text comes with its source, a question with its line. `choose` says what of the texts is read for a question; `choosing` are
+    its settings, which are part of what the job is.
+    """
     digest = hashlib.sha256()
-    for source, text in zip(index.sources, index.texts, strict=True):
-        for each in (source or "", text):
-            digest.update(hashlib.sha256(each.encode("utf-8", "surrogatepass")).digest())
+    for each in chain.from_iterable(texts):
+        digest.update(hashlib.sha256(each.encode("utf-8", "surrogatepass")).digest())
+    asked = "\n".join(question for _, question in questions)
     identity = {
         "sha256": digest.hexdigest(),
-        "texts": len(index.texts),
-        "questions_sha256": hashlib.sha256(
-            "\n".join(each for _, each in questions).encode("utf-8", "surrogatepass")
-        ).hexdigest(),
-        "max_windows": max_windows,
-        "read_all": read_all,
+        "texts": len(texts),
+        "questions_sha256": hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(),
+        **choosing,
     }
-    rows = asked_of_texts(questions, index, max_windows, read_all=read_all)
+    rows = asked_of_texts(questions, choose)
     return Input(rows, identity, lambda *_: len(questions), ("question", "windows_read", "windows_total"))
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,10 @@ class Job:
         self.out, self.layout, self._text = out, layout, text
         self.folder = out.with_name(f"{out.name}.job")
         self.bad_rows = out.with_name(f"{out.name}.bad.jsonl")
-        self.done: dict[int, Counts] = {}
-        self.resumed = False
+        self.done: set[int] = set()
+        self.counts = Counts()
 
-    @property
-    def counts(self) -> Counts:
-        """The counts of all chunks that are done."""
-        counts = Counts()
-        for each in self.done.values():
-            counts.add(each)
-        return counts
-
-    def commit(self, result: Result) -> Counts:
+    def commit(self, result: Result) -> None:
         """Keep the result of a chunk; from then on it is done."""
         data, rows, bads = encoded(result, self.layout)
         counts = counts_of(rows, bads)
@@ -117,8 +109,8 @@ class Job:
                 log.write(json.dumps({"chunk": result.number, **asdict(counts)}) + "\n")
                 log.flush()
                 os.fsync(log.fileno())
-        self.done[result.number] = counts
-        return counts
+        self.done.add(result.number)
+        self.counts.add(counts)
 
     def finish(self) -> None:
         """Put the parts together under the name of the output, and end the job."""
@@ -197,21 +189,31 @@ def begin(
         raise InputError(f"{str(out)!r} already exists. Choose another name, or give --overwrite.")
     if not out.parent.is_dir():
         raise InputError(f"The folder {str(out.parent)!r} does not exist. Create it first.")
-    with claimed(job.folder), stopping_at_full_disk(out):
-        job.folder.chmod(0o700)
-        free = shutil.disk_usage(job.folder).free
-        if free < _LEAST_FREE:
-            raise InputError(
-                f"The disk of {str(out)!r} is full: {free >> 20} MB are free. Make at least {_LEAST_FREE >> 20} MB free."
-            )
-        identity = json.loads(json.dumps(identity))
-        if not _is_same(job, identity, overwrite, resumable):
-            for path in job.folder.iterdir():
-                path.unlink()
-            write_json(job.folder / "job.json", identity)
-        job.done = _done(job.folder)
-        job.resumed = bool(job.done)
-        yield job
+    try:
+        with claimed(job.folder):
+            with stopping_at_full_disk(out):
+                _prepare(job, json.loads(json.dumps(identity)), overwrite, resumable)
+            yield job
+    finally:
+        with suppress(OSError):
+            job.folder.rmdir()  # where nothing was begun
+
+
+def _prepare(job: Job, identity: Identity, overwrite: bool, resumable: bool) -> None:
+    """Make the folder that of this job, and find what is done."""
+    job.folder.chmod(0o700)
+    free = shutil.disk_usage(job.folder).free
+    if free < _LEAST_FREE:
+        raise InputError(
+            f"The disk of {str(job.out)!r} is full: {free >> 20} MB are free. Make at least {_LEAST_FREE >> 20} MB free."
+        )
+    if not _is_same(job, identity, overwrite, resumable):
+        for path in job.folder.iterdir():
+            path.unlink()
+        write_json(job.folder / "job.json", identity)
+    for number, counts in _done(job.folder).items():
+        job.done.add(number)
+        job.counts.add(counts)
 
 
 def _is_same(job: Job, identity: Identity, overwrite: bool, resumable: bool) -> bool:
@@ -271,8 +273,6 @@ def stopping_at_full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, InputError):
-            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise InputError(
             f"{str(out)!r} cannot be written: {'the disk is full' if full else error.strerror or error}. The chunks that are done are "

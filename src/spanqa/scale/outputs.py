@@ -78,7 +78,11 @@ class Layout:
         return {name: row.values.get(name) for name in names if name not in self.dropped}
 
     def _values(self, each: Answered) -> dict[str, Any]:
-        values = self._kept(each.row) | {self.prediction: each.prediction}
+        values = self._kept(each.row)
+        twice = {self.prediction, f"{self.prediction}s"} & set(values)
+        if twice:
+            raise ValueError(f"it has a column {min(twice)!r} already; --into names that of the answers")
+        values[self.prediction] = each.prediction
         return values | {f"{self.prediction}s": list(each.predictions)} if self.several else values
 
     def _json(self, each: Answered) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spanqa.errors import DatasetError, InputError
+from spanqa.scale.outputs import json_text
 from spanqa.scale.rows import BadRow, Row
 from spanqa.tables import usual_columns
 from spanqa.tokens import Passage
@@ -38,7 +39,7 @@ class Asked:
 
 def _tokens(text: str | Passage) -> int:
     if isinstance(text, Passage):
-        return len(text.tokens)
+        return len(text.tokens) if text.parts is None else sum(stop - first for first, stop in text.parts)
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
     return int(size / _BYTES_PER_TOKEN)
 
@@ -89,7 +90,7 @@ def _texts(row: Row, column: str | None, *, several: str) -> tuple[str, ...]:
     Raises:
         InputError: it holds something else.
     """
-    if column not in row.values:
+    if column is None or column not in row.values:
         raise InputError(f"{column}: missing")
     value = row.values[column]
     if isinstance(value, list):
@@ -111,7 +112,5 @@ def _check(value: Any, where: str) -> None:
 
 def bad(row: Row, reason: str, id_column: str | None = None) -> BadRow:
     """Return a row as one that gets no answer."""
-    from spanqa.scale.outputs import json_text  # it needs the rows too
-
     identity = None if id_column is None else row.values.get(id_column)
     return BadRow(row.number, row.line, reason, json_text(row.values), row.size, identity)

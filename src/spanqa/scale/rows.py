@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, cast, get_args
 
 from spanqa.errors import DatasetError
 from spanqa.extras import require
@@ -95,7 +95,7 @@ def place_of(name: str) -> Place:
         require("parquet")
     if compression == "zst":
         require("zstd")
-    return Place(Path(name), form, compression)
+    return Place(Path(name), cast(Form, form), compression)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +138,14 @@ def columns_of(place: Place) -> list[str] | None:
     if place.form == "parquet":
         with _parquet(place) as table:
             return _checked(table.schema_arrow.names, place)
-    with _decompressed(place) as stream:
-        return _csv_head(_text(stream), place)[0]
+    with _decompressed(place) as stream, _text(stream) as text:
+        return _csv_head(text, place)[0]
 
 
 def delimiter_among(place: Place) -> str:
     """Return the character between the cells of a table."""
-    with _decompressed(place) as stream:
-        return delimiter_of(_text(stream).readline(LONGEST))
+    with _decompressed(place) as stream, _text(stream) as text:
+        return delimiter_of(text.readline(LONGEST))
 
 
 def all_columns(place: Place) -> list[str]:
@@ -166,14 +166,18 @@ def read_rows(place: Place) -> Iterator[Row | BadRow]:
         yield from _parquet_rows(place)
         return
     with _decompressed(place) as stream:
-        yield from _json_rows(stream) if place.form == "jsonl" else _csv_rows(stream, place)
+        if place.form == "jsonl":
+            yield from _json_rows(stream)
+            return
+        with _text(stream) as text:
+            yield from _csv_rows(text, place)
 
 
 # --- bytes
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -193,12 +197,12 @@ def _decompressed(place: Place) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     with _opened(place.path) as file:
-        head = file.peek(4)[:4] if isinstance(file, io.BufferedReader) else b""
+        head = file.peek(4)[:4]
         if head == _PARQUET:
             raise DatasetError(f"{str(place.path)!r} is a Parquet file. Give it the ending .parquet.")
         stream: IO[bytes] = file
         if head.startswith(_GZIP):
-            stream = gzip.open(file, "rb")
+            stream = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
         elif head == _ZSTD:
             require("zstd")
             import pyarrow
@@ -288,11 +292,21 @@ class _Lines:
         self.last, self._waiting = self._waiting or self._text.readline(LONGEST), ""
         if not self.last:
             raise StopIteration
+        if len(self.last) == LONGEST and not self.last.endswith("\n"):
+            while (more := self._text.readline(_PIECE)) and not more.endswith("\n"):
+                pass
+            raise csv.Error(f"a line has more than {LONGEST:,} characters")
         return self.last
 
 
-def _text(stream: IO[bytes]) -> io.TextIOWrapper:
-    return io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+@contextmanager
+def _text(stream: IO[bytes]) -> Iterator[io.TextIOWrapper]:
+    """Read bytes as text, and leave them open."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
 
 
 def _csv_head(text: io.TextIOWrapper, place: Place) -> tuple[list[str], Any, _Lines]:
@@ -317,8 +331,7 @@ def _checked(names: list[str], place: Place) -> list[str]:
     return names
 
 
-def _csv_rows(stream: IO[bytes], place: Place) -> Iterator[Row | BadRow]:
-    text = _text(stream)
+def _csv_rows(text: io.TextIOWrapper, place: Place) -> Iterator[Row | BadRow]:
     names, reader, lines = _csv_head(text, place)
     number = 0
     while True:
@@ -344,7 +357,6 @@ def _csv_rows(stream: IO[bytes], place: Place) -> Iterator[Row | BadRow]:
             continue
         content = json.dumps(cells, ensure_ascii=False).encode("utf-8", "surrogateescape")
         yield BadRow(number, line, reason, _shown(content), size)
-    text.detach()
 
 
 def _has_other_bytes(cell: str) -> bool:
