@@ -144,14 +144,16 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         from spanqa.__main__ import run as run_command
 
         command = ["spanqa", *map(str, arguments)]
-        out, error = io.StringIO(), io.StringIO()
+        out, error = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="\n", write_through=True), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
             patch.setattr(sys, "argv", command)
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(standard_input.encode()), "utf-8"))
             patch.setenv("COLUMNS", "200")
             patch.setenv("NO_COLOR", "1")
             code = run_command(command[1:])
-        return subprocess.CompletedProcess(command, code, out.getvalue(), error.getvalue())
+        out.flush()
+        printed = out.detach().getvalue().decode()  # type: ignore[attr-defined]
+        return subprocess.CompletedProcess(command, code, printed, error.getvalue())
 
     return run
 

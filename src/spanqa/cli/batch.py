@@ -140,6 +140,7 @@ def batch(
                 overwrite=overwrite,
                 text=not no_text,
                 progress=progress,
+                note=partial(typer.echo, err=True),
             )
     except KeyboardInterrupt:
         if given.resumable and not console:

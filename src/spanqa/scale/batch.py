@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from spanqa import __version__
 from spanqa.errors import DatasetError, InputError
@@ -147,8 +147,12 @@ def run_batch(
     text: bool = True,
     progress: Progress = silent,
     answering: Answering | None = None,
+    stream: IO[bytes] | None = None,
+    note: Callable[[str], object] = str,
 ) -> Summary:
-    """Answer all rows and write them to a file, or to standard output; go on with a job that was interrupted.
+    """Answer all rows and write them to a file; go on with a job that was interrupted.
+
+    Where `out` is standard output, they are written to `stream`, chunk by chunk, and `note` is called with a line for each bad row.
 
     Raises:
         InputError: the output exists, cannot be written, is another job's, or would have a column twice.
@@ -167,7 +171,7 @@ def run_batch(
     most = chunk_tokens(reader.checkpoint, reader.backend, reader.windows.max_seq_length)
     answering = answering or partial(answer_chunks, reader=reader, rule=rule, id_column=given.id_column)
     if out.path is None:
-        counts = _to_standard_output(answering(cut_chunks(given.rows, most)), layout, text)
+        counts = _to_stream(answering(cut_chunks(given.rows, most)), layout, text, stream or sys.stdout.buffer, note)
         return Summary(counts, 0, time.monotonic() - started, None)
     identity = _identity(reader, given, layout, rule, most)
     with begin(out.path, layout, identity, overwrite=overwrite, text=text, resumable=given.resumable) as job:
@@ -194,14 +198,16 @@ def _run(job: Job, given: Input, most: int, answering: Answering, progress: Prog
         progress(rows, rows if given.total is None else given.total(chunk.rows[-1], rows))
 
 
-def _to_standard_output(results: Iterator[Result], layout: Layout, text: bool) -> Counts:
+def _to_stream(
+    results: Iterator[Result], layout: Layout, text: bool, stream: IO[bytes], note: Callable[[str], object]
+) -> Counts:
     counts = Counts()
     for result in results:
         data, rows, bads = encoded(result, layout)
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        stream.write(data)
+        stream.flush()
         for each in bads:
-            print(bad_line(each, text=text), file=sys.stderr)
+            note(bad_line(each, text=text))
         counts.add(counts_of(rows, bads))
     return counts
 
