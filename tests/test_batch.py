@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from spanqa.errors import DatasetError, InputError
 from spanqa.extras import installed
+from spanqa.progress import Progress
 from spanqa.reader import Reader
 from spanqa.scale import answer_chunks, batch, job, rows
 from spanqa.scale.answering import AnswerRule, chunk_tokens
@@ -389,7 +390,9 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
     out = tmp_path / "out.jsonl"
     refused("no column 'frage'", source, out, "--question", "frage")
     refused("It has: id, question, context, n", source, out, "--context", "text")
-    refused("is the input and the output", source, source, "--overwrite")
+    refused("would replace it", source, source, "--overwrite")
+    bad = write(tmp_path / "x.jsonl.bad.jsonl")
+    refused("would replace it", bad, tmp_path / "x.jsonl")
     refused("already exists", source, write(tmp_path / "there.jsonl"))
     refused("no format of rows", source, tmp_path / "out.xlsx")
     refused("jq -c", tmp_path / "in.json", out)
@@ -576,10 +579,10 @@ def test_a_job_that_is_killed_gives_the_same_file(
     assert not (tmp_path / f"{out}.job").exists()
 
 
-def interrupted(chunks: int, reader: Reader) -> Callable[[Iterator[Chunk]], Iterator[Result]]:
+def interrupted(chunks: int, reader: Reader) -> batch.Answering:
     """An answering that ends after some chunks, as Ctrl-C would end it."""
 
-    def answering(given: Iterator[Chunk]) -> Iterator[Result]:
+    def answering(given: Iterable[Chunk], progress: Progress) -> Iterator[Result]:
         for number, result in enumerate(answer_chunks(given, reader, AnswerRule())):
             if number == chunks:
                 raise KeyboardInterrupt
@@ -667,13 +670,65 @@ def test_a_full_disk_stops_at_the_last_whole_chunk(
         batch.run_batch(mini, batch.rows_input(place), place_of(str(folder)))
 
 
+def test_progress_is_shown_within_a_chunk_and_never_goes_back(
+    tmp_path: Path, mini: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "chunk_tokens", lambda *_: 300)
+    given = batch.rows_input(place_of(str(write(tmp_path / "in.jsonl"))))
+    shown: list[tuple[int, int]] = []
+    batch.run_batch(
+        mini,
+        given,
+        place_of(str(tmp_path / "out.jsonl")),
+        progress=lambda done, total, note="": shown.append((done, total)),
+    )
+    done = [each[0] for each in shown]
+    assert done == sorted(done) and done[-1] == 20
+    assert {each[1] for each in shown} == {20}
+    assert len(shown) > 6
+
+
 def test_two_runs_do_not_write_one_output(half_done: Path, mini: Reader) -> None:
     place, out = place_of(str(half_done.parent / "in.jsonl")), place_of(str(half_done))
 
-    def answering(chunks: Iterator[Chunk]) -> Iterator[Result]:
+    def answering(chunks: Iterable[Chunk], progress: Progress) -> Iterator[Result]:
         with pytest.raises(InputError, match="Another run writes to"):
             batch.run_batch(mini, batch.rows_input(place), out)
         return answer_chunks(chunks, mini, AnswerRule())
 
     batch.run_batch(mini, batch.rows_input(place), out, answering=answering)
     assert len(read(half_done)) == 20
+
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+resource.setrlimit(resource.RLIMIT_AS, (600_000_000, 600_000_000))
+from spanqa.batches import SpanLogits
+from spanqa.checkpoint import open_checkpoint
+from spanqa.progress import Progress
+from spanqa.reader import Reader
+from spanqa.scale import place_of, rows_input, run_batch
+
+class AtOnce:
+    name, device, dtype, layouts, batch_tokens, batches_at_once = "at once", "cpu", "fp32", ("padded",), 4096, 1
+
+    def forward(self, batch, *, capture=None):
+        zeros = np.zeros(batch.input_ids.shape, np.float32)
+        return SpanLogits(zeros, zeros)
+
+reader = Reader(open_checkpoint(sys.argv[1]), AtOnce())
+print(run_batch(reader, rows_input(place_of("in.jsonl.gz")), place_of("out.jsonl.gz")).counts.rows)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems count memory otherwise")
+def test_a_file_that_is_larger_than_the_memory(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    row = json.dumps({"question": "Who?", "context": PIER, "note": "x" * 1_000_000}).encode() + b"\n"
+    with gzip.open(tmp_path / "in.jsonl.gz", "wb", compresslevel=1) as file:
+        for _ in range(700):
+            file.write(row)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    command = [sys.executable, "-c", IN_LITTLE_MEMORY, str(tiny("bert"))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "700\n"), done.stderr

@@ -90,9 +90,13 @@ def read_stream(
 
 
 def read_chunks(
-    chunks: Iterable[Sequence[Question]], engine: Engine, tokenizer: Tokenizer, settings: WindowSettings
+    chunks: Iterable[Sequence[Question]],
+    engine: Engine,
+    tokenizer: Tokenizer,
+    settings: WindowSettings,
+    progress: Progress = silent,
 ) -> Iterator[list[Reading | SpanQAError]]:
-    """Yield the readings of each chunk, or the errors in their places.
+    """Yield the readings of each chunk, or the errors in their places. `progress` counts the windows of the chunk that is read.
 
     Windows share batches within a chunk and never with another one, so that the logits of a chunk do not depend, by as much as a
     rounding, on what is read before it or behind it. One chunk is read while the next is encoded.
@@ -101,7 +105,8 @@ def read_chunks(
     futures: list[Future[list[WindowLogits]]] = []
 
     def read(items: list[Item]) -> list[Reading | SpanQAError]:
-        futures[:] = [engine.submit([window for item in items for piece in item.windows for window in piece])]
+        windows = [window for item in items for piece in item.windows for window in piece]
+        futures[:] = [engine.submit(windows, progress=progress)]
         return [reading for _, reading in _readings(_Chunk(items, futures[0], None), engine)]
 
     running: deque[Future[list[Reading | SpanQAError]]] = deque()

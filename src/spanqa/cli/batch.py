@@ -150,13 +150,14 @@ def batch(
 
 
 def _check_is_another_file(source: str, out: "Place") -> None:
-    """Refuse an output that would replace its input."""
+    """Refuse an output that would replace its input, as would the list of its bad rows."""
     from spanqa.errors import InputError
 
-    if source == "-" or out.path is None or not out.path.exists() or not Path(source).exists():
+    if source == "-" or out.path is None or not Path(source).exists():
         return
-    if out.path.samefile(source):
-        raise InputError(f"{source!r} is the input and the output. Give the output another name.")
+    for path in (out.path, out.path.with_name(f"{out.path.name}.bad.jsonl")):
+        if path.exists() and path.samefile(source):
+            raise InputError(f"{source!r} is the input, and this job would replace it. Give the output another name.")
 
 
 def _texts_of(source: str) -> list[str] | None:

@@ -8,6 +8,7 @@ from spanqa.answers import least_score
 from spanqa.backends.base import Backend
 from spanqa.checkpoint import Checkpoint
 from spanqa.errors import SpanQAError
+from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.scale.job import Chunk, Result
 from spanqa.scale.outputs import Answered
@@ -48,9 +49,13 @@ def chunk_tokens(checkpoint: Checkpoint, backend: Backend, window: int) -> int:
 
 
 def answer_chunks(
-    chunks: Iterable[Chunk], reader: Reader, rule: AnswerRule, id_column: str | None = None
+    chunks: Iterable[Chunk],
+    reader: Reader,
+    rule: AnswerRule,
+    id_column: str | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Result]:
-    """Yield the result of each chunk, in order.
+    """Yield the result of each chunk, in order. `progress` counts the windows of the chunk that is read.
 
     Raises:
         InputError: the rule is impossible.
@@ -68,7 +73,7 @@ def answer_chunks(
                 for question in each.questions
             ]
 
-    for readings in read_chunks(questions(), reader.engine, reader.checkpoint.tokenizer, reader.windows):
+    for readings in read_chunks(questions(), reader.engine, reader.checkpoint.tokenizer, reader.windows, progress):
         yield _result(waiting.pop(0), readings, reader, rule, id_column)
 
 

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +20,8 @@ from spanqa.scale.questions import Asked, Columns, asked_of, columns_among
 from spanqa.scale.rows import BadRow, Place, Row, all_columns, columns_of, parquet_schema, read_rows, survey
 from spanqa.scale.texts import Chosen, asked_of_texts
 
-Answering = Callable[[Iterable[Chunk]], Iterator[Result]]
-"""What answers chunks: one reader by default, in order; or anything else, in any order."""
+Answering = Callable[[Iterable[Chunk], Progress], Iterator[Result]]
+"""What answers chunks: one reader by default, in order; or anything else, in any order. It may report what it reads of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +168,11 @@ def run_batch(
     )
     _check_columns(layout, given.columns)
     most = chunk_tokens(reader.checkpoint, reader.backend, reader.windows.max_seq_length)
-    answering = answering or partial(answer_chunks, reader=reader, rule=rule, id_column=given.id_column)
+    answering = answering or _by_one(reader, rule, given.id_column)
     if out.path is None:
-        counts = _to_stream(answering(cut_chunks(given.rows, most)), layout, text, stream or sys.stdout.buffer, note)
+        counts = _to_stream(
+            answering(cut_chunks(given.rows, most), silent), layout, text, stream or sys.stdout.buffer, note
+        )
         return Summary(counts, 0, time.monotonic() - started, None)
     identity = _identity(reader, given, layout, rule, most)
     with begin(out.path, layout, identity, overwrite=overwrite, text=text, resumable=given.resumable) as job:
@@ -182,20 +183,36 @@ def run_batch(
     return Summary(counts, before, time.monotonic() - started, job.bad_rows if counts.bad else None)
 
 
+def _by_one(reader: Reader, rule: AnswerRule, id_column: str | None) -> Answering:
+    return lambda chunks, progress: answer_chunks(chunks, reader, rule, id_column, progress)
+
+
 def _run(job: Job, given: Input, most: int, answering: Answering, progress: Progress) -> None:
     waiting: dict[int, Chunk] = {}
+    rows = expected = shown = 0
 
     def pending() -> Iterator[Chunk]:
+        nonlocal rows, expected
         for chunk in cut_chunks(given.rows, most):
+            rows += len(chunk.rows)
+            expected = rows if given.total is None else given.total(chunk.rows[-1], rows)
             if chunk.number not in job.done:
                 waiting[chunk.number] = chunk
                 yield chunk
 
-    for result in answering(pending()):
+    def of_chunk(done: int, total: int, note: str = "") -> None:
+        nonlocal shown
+        reading = next(
+            iter(waiting.values()), None
+        )  # or the next one, while the last is decoded: then it shows too little
+        share = 0 if reading is None else len(reading.rows) * done // max(total, 1)
+        shown = max(shown, min(job.counts.rows + share, expected))
+        progress(shown, expected)
+
+    for result in answering(pending(), of_chunk):
         job.commit(result)
-        chunk = waiting.pop(result.number)
-        rows = job.counts.rows
-        progress(rows, rows if given.total is None else given.total(chunk.rows[-1], rows))
+        del waiting[result.number]
+        of_chunk(0, 1)
 
 
 def _to_stream(

@@ -213,7 +213,7 @@ def _cell(value: Any) -> Any:
 
 def _compressed(data: bytes, compression: str) -> bytes:
     if compression == "gz":
-        return gzip.compress(data, mtime=0)
+        return gzip.compress(data, 6, mtime=0)
     if compression == "zst":
         import pyarrow
 
