@@ -80,6 +80,8 @@ def render() -> str:
         ("ten-passages", ten_passages),
         ("long-text", long_text),
         ("serve-load", serve_load),
+        ("batch-throughput", batch_throughput),
+        ("batch-memory", batch_memory),
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
@@ -405,17 +407,12 @@ def serve_load(record: dict[str, Any]) -> str:
         for name, row in record["equal_p99"].items()
     ]
     answers, alone = record["levels"]["answers"], record["one_by_one"]
-    batches = (
-        f"It read batches of at most {record['batch_tokens']:,} tokens."
-        if "batch_tokens" in record
-        else "It read batches of up to 4,096 tokens; since then it chooses smaller ones where they are read as fast, which is not measured yet."
-    )
     return f"""## The server under load
 
 Poisson arrivals of SQuAD 2.0 questions in random order, at shares of the rate of `Reader.ask_many` ({record["offline_questions_per_s"]["spanqa"]:.1f}
 questions a second; a full batch of 4,096 tokens takes {record["full_batch_s"]:.2f} s). The sender runs on the same two cores. Latency counts
 from the time at which a request was due, in ms. Of {answers["questions"]:,} answers {answers["other_than_offline"]} differ from those of the
-reader; F1 is {answers["f1_over_http"]:.2f}. {batches}
+reader; F1 is {answers["f1_over_http"]:.2f}. It read batches of at most {record["batch_tokens"]:,} tokens.
 
 {table(("load", "requests", "answered", "p50", "p99", "p99 of refusals"), rows)}
 A passage of {alone["words"]} words, one request at a time: the forward pass takes {alone["forward_ms"]:.1f} ms, `Reader.ask` {alone["ask_ms"]:.1f}, a
@@ -426,6 +423,27 @@ The pipeline is that of transformers 4.57.6 behind FastAPI; the batcher is the s
 
 {table(("", "offline, questions/s", "at that p99"), rates)}
 {table(("wanted", "measured", "limit", "met"), wanted)}"""
+
+
+def batch_throughput(record: dict[str, Any]) -> str:
+    rows = [
+        [f"`{name}`", f"{record['rows_per_s'][name]:.1f}", f"{record['f1'][name]:.2f}"] for name in record["rows_per_s"]
+    ]
+    return f"""## Batch jobs
+
+{record["rows"]:,} rows of the SQuAD 2.0 development set in {record["dtype"]}, in five files of JSON Lines. A job from file to file and
+`Reader.ask_many` on the same rows in memory take turns: the job is {record["run_batch_of_ask_many"]:.3f} times as fast.
+{record["answers_that_differ"]} answers differ.
+
+{table(("", "rows/s", "F1"), rows)}"""
+
+
+def batch_memory(record: dict[str, Any]) -> str:
+    return f"""### Memory of a batch job
+
+{record["rows"]:,} rows, {record["bytes"] / 1e6:,.0f} MB of JSON Lines, in a process that may have {record["address_space"] / 1e6:.0f} MB of address space, with a
+backend that answers at once in the place of the model: all rows came out, and the process took {record["peak_rss"] / 1e6:.0f} MB at most.
+"""
 
 
 def explain_page(record: dict[str, Any]) -> str:
