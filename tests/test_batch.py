@@ -543,7 +543,7 @@ def started(folder: Path, source: str, out: str, model: Path) -> subprocess.Pope
 
 def killed_somewhere(folder: Path, out: str, times: int, model: Path, seed: int) -> int:
     """Start a job so many times, kill it somewhere, and let it end; return the rows that the last run found done."""
-    chance = random.Random(seed)
+    chance, killed = random.Random(seed), 0
     log = folder / f"{out}.job" / "done.jsonl"
     for _ in range(times):
         before = log.stat().st_size if log.exists() else 0
@@ -552,22 +552,22 @@ def killed_somewhere(folder: Path, out: str, times: int, model: Path, seed: int)
                 time.sleep(0.002)
             time.sleep(chance.random() * 0.05)
             process.kill()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= times - 1  # a fast machine may be done before the last one
     with started(folder, "in.jsonl", out, model) as process:
         said, errors = process.communicate()
     assert process.returncode == 0, errors
     return int(json.loads(said)["resumed_rows"])
 
 
-@pytest.mark.parametrize(
-    ("out", "times"), [("out.jsonl.gz", 3), ("out.csv", 1), pytest.param("out.parquet", 1, marks=needs_pyarrow)]
-)
-def test_a_job_that_is_killed_gives_the_same_file(
-    out: str, times: int, tmp_path: Path, tiny: Callable[..., Path]
+@pytest.mark.parametrize("out", ["out.jsonl.gz", "out.csv", pytest.param("out.parquet", marks=needs_pyarrow)])
+def test_a_job_that_is_killed_five_times_gives_the_same_file(
+    out: str, tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
     write(tmp_path / "in.jsonl", ROWS * 20)
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write("broken\n")
-    assert killed_somewhere(tmp_path, out, times, tiny("bert"), seed=times) > 0
+    assert killed_somewhere(tmp_path, out, 5, tiny("bert"), seed=len(out)) > 0
     with started(tmp_path, "in.jsonl", f"whole-{out}", tiny("bert")) as process:
         process.communicate()
     assert len(read(tmp_path / out)) == 400
