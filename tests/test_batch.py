@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
