@@ -10,9 +10,9 @@ It builds no models: backends do, from `encoder_weights`.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from spanqa.encoder import EncoderConfig
 from spanqa.errors import CheckpointError, InputError, UnsupportedModelError
 from spanqa.families import FAMILIES, Family, encoder_config, longest_window
 from spanqa.files import read_object, write_json
+from spanqa.signing import SIGNATURE, signed_files, verified_copy
 from spanqa.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 from spanqa.tokens import Tokenizer
 from spanqa.weights import CONVERSION, PICKLED, WEIGHT_FILES, WeightFiles, weight_files
@@ -35,7 +36,6 @@ BUNDLED = ("spanqa-mini",)
 CONFIG = "config.json"
 SETTINGS = "spanqa.json"
 CARD = "README.md"
-SIGNATURE = "model.sig"
 INT8_GRAPH, INT8_WEIGHTS = "openvino_int8.xml", "openvino_int8.bin"
 CHECKPOINT_FILES = (
     CONFIG, SETTINGS, CARD, SIGNATURE, *TOKENIZER_FILES, *WEIGHT_FILES, INT8_GRAPH, INT8_WEIGHTS,
@@ -57,7 +57,8 @@ class Checkpoint:
     """A model folder that has been read and understood, except for the weights themselves.
 
     `config` is config.json as it is; `settings` are the sections of spanqa.json, {} where there is none. `files` are the open
-    weight files; None for a model that is in memory already.
+    weight files; None for a model that is in memory already. `verified` is the copy of the folder that was verified, as long as the
+    model is being loaded; None where no signature was asked for.
     """
 
     path: Path
@@ -65,6 +66,12 @@ class Checkpoint:
     settings: Mapping[str, Any]
     tokenizer: Tokenizer
     files: WeightFiles | None = None
+    verified: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where further files are read from while the model is being loaded."""
+        return self.verified or self.path
 
     @property
     def model_type(self) -> str:
@@ -128,8 +135,10 @@ class Checkpoint:
         return weights.encoder_weights(self.weights, self.encoder, repr(str(self.path)))
 
 
-def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
+def find(model: str | os.PathLike[str], revision: str | None = None, *, signed: bool = False) -> Path:
     """Return the folder of a model: a bundled name, a folder, or a Hugging Face hub id (fetched, or from its cache).
+
+    `signed`: of a hub model, all files that its signature speaks of are fetched.
 
     Raises:
         CheckpointError: there is no such model, or it is not in the cache and the hub is out of reach.
@@ -158,15 +167,18 @@ def find(model: str | os.PathLike[str], revision: str | None = None) -> Path:
         )
     if name.count("/") > 1 or "\\" in name or name.startswith((".", "~", "/")):
         raise CheckpointError(f"There is no folder {_show(path)}. Check the name, or give the full path.")
-    return _fetch(name, revision)
+    return _fetch(name, revision, signed)
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, signed: bool) -> Path:
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
         path = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(CHECKPOINT_FILES)))
+        if signed and (path / SIGNATURE).is_file():  # the snapshot is named by its commit
+            names = list(signed_files((path / SIGNATURE).read_bytes()))
+            path = Path(huggingface_hub.snapshot_download(name, revision=path.name, allow_patterns=names))
     except errors.HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder nor a valid hub id. {_EXPECTED}") from None
     except errors.RevisionNotFoundError:
@@ -224,7 +236,36 @@ def open_checkpoint(model: str | os.PathLike[str], revision: str | None = None) 
     Raises:
         CheckpointError: something is missing, damaged or contradictory; the message says what and where.
     """
-    path = find(model, revision)
+    return _open(find(model, revision))
+
+
+@contextmanager
+def opened_checkpoint(
+    model: str | os.PathLike[str], revision: str | None = None, verify_keys: Sequence[str] = ()
+) -> Iterator[Checkpoint]:
+    """Open a model folder for loading, during the `with` block. With keys (`spanqa.signing`), its signature is verified first.
+
+    Then all that is read are bytes that were verified, even if the folder is changed meanwhile.
+
+    Raises:
+        CheckpointError: as for `open_checkpoint`.
+        SignatureError: none of the keys has signed these files.
+    """
+    if not verify_keys:
+        yield open_checkpoint(model, revision)
+        return
+    path = find(model, revision, signed=True)
+    _check_regular(path)
+    with verified_copy(path, verify_keys, only=CHECKPOINT_FILES if is_in_hub_cache(path) else None) as copy:
+        yield replace(_open(copy), path=path, verified=copy)
+
+
+def is_in_hub_cache(path: Path) -> bool:
+    """Whether a folder is a snapshot in the cache of the hub, which holds the files of a model that were asked for."""
+    return path.resolve().parent.name == "snapshots"
+
+
+def _open(path: Path) -> Checkpoint:
     _check_regular(path)
     config = _read_config(path / CONFIG)
     files = WeightFiles(weight_files(path))

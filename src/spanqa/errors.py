@@ -5,7 +5,8 @@
     │   ├── QuestionTooLongError              the question leaves no room for the passage
     │   └── DatasetError                      a file of questions or predictions with the wrong content
     ├── CheckpointError(ValueError)           a model folder that is missing, incomplete, damaged or not understood
-    │   └── UnsupportedModelError             a sound model that this backend (or spanqa) cannot run
+    │   ├── UnsupportedModelError             a sound model that this backend (or spanqa) cannot run
+    │   └── SignatureError                    a model whose signature is missing, wrong, or of other files
     ├── NotInstalledError(ImportError)        a package that is needed is not installed
     ├── BackendError(RuntimeError)            a backend cannot do what was asked
     ├── EngineError(RuntimeError)             windows that were not read
@@ -46,6 +47,10 @@ class CheckpointError(SpanQAError, ValueError):
 
 class UnsupportedModelError(CheckpointError):
     """A sound model that this backend, or spanqa as a whole, cannot run."""
+
+
+class SignatureError(CheckpointError):
+    """A model that should be signed, and is not, or was changed since, or was signed by somebody else."""
 
 
 class NotInstalledError(SpanQAError, ImportError):

@@ -39,6 +39,7 @@ NEEDS: dict[str, Need] = {
     "quantize": Need("Quantizing", ("nncf",), "quantize"),
     "serve": Need("Serving", ("fastapi", "uvicorn", "httptools", "prometheus_client", "swagger_ui_bundle"), "serve"),
     "tracing": Need("Tracing", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"), "tracing"),
+    "sign": Need("Signing and verifying models", ("model_signing", "OpenSSL"), "sign"),
     "client": Need("The client", ("httpx",), "client"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }

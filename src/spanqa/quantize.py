@@ -26,7 +26,6 @@ from spanqa.batches import Batch, pack
 from spanqa.checkpoint import (
     INT8_GRAPH,
     INT8_WEIGHTS,
-    SIGNATURE,
     Checkpoint,
     copy_checkpoint,
     write_settings,
@@ -37,6 +36,7 @@ from spanqa.extras import require
 from spanqa.files import check_is_new, new_folder
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
+from spanqa.signing import SIGNATURE
 from spanqa.squad import Example
 from spanqa.windows import cut
 

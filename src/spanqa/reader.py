@@ -19,10 +19,11 @@ from spanqa.backends.base import Backend
 from spanqa.backends.registry import BACKENDS, load_backend
 from spanqa.batches import BatchLayout
 from spanqa.calibration import Calibration
-from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, open_checkpoint
+from spanqa.checkpoint import BUNDLED, SETTINGS, Checkpoint, opened_checkpoint
 from spanqa.engine import Engine
 from spanqa.errors import CheckpointError, InputError, SpanQAError
 from spanqa.progress import Progress, silent
+from spanqa.signing import VerifyKey, as_keys
 from spanqa.stream import Question, Reading, read_one, read_stream
 from spanqa.tokens import Passage
 from spanqa.windows import WindowSettings
@@ -72,28 +73,37 @@ class Reader:
         revision: str | None = None,
         threads: int | None = None,
         layout: BatchLayout | None = None,
+        verify_key: VerifyKey | Sequence[VerifyKey] | None = None,
     ) -> "Reader":
         """Load a model: a bundled name, a folder, or a Hugging Face hub id.
 
         `device` may name several, as in "cuda:0,cuda:1": each then holds a replica. `layout` is the backend's preferred one when
-        None.
+        None. `verify_key` is the public key (see `spanqa.signing.VerifyKey`) with which the model must have been signed, or several,
+        of which one has to hold; the bytes that were verified are those that are loaded.
 
         Raises:
             CheckpointError: the model is missing, incomplete, damaged, or nothing here can run it.
+            SignatureError: none of the keys has signed it, or it was changed since.
             BackendError: no such backend, device or dtype on this machine.
             NotInstalledError: the backend's packages are not installed.
             InputError: the backend does not read this layout with this model.
         """
-        checkpoint = open_checkpoint(model, revision)
+        keys = as_keys(verify_key)
+        source = str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
 
-        def load() -> tuple[Backend, str]:
-            return load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
+        def load() -> tuple[Checkpoint, Backend, str]:
+            with opened_checkpoint(model, revision, keys) as checkpoint:
+                return checkpoint, *load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)
 
-        chosen, reason = load()
-        rebuild = (lambda: load()[0]) if BACKENDS[chosen.name].after_fork else None
-        reader = cls(checkpoint, chosen, reason, layout, rebuild=rebuild)
-        source = str(checkpoint.path.resolve()) if Path(model).is_dir() else os.fspath(model)
-        reader._source = (source, backend, device, dtype, revision, threads, layout)
+        checkpoint, chosen, reason = load()
+
+        def rebuild() -> Backend:
+            if keys:  # the verified copy is gone
+                return load()[1]
+            return load_backend(backend, checkpoint, device=device, dtype=dtype, threads=threads)[0]
+
+        reader = cls(checkpoint, chosen, reason, layout, rebuild=rebuild if BACKENDS[chosen.name].after_fork else None)
+        reader._source = (source, backend, device, dtype, revision, threads, layout, keys)
         return reader
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -332,9 +342,16 @@ def _check_errors(errors: Errors) -> None:
 def _load_again(
     source: tuple[Any, ...], windows: WindowSettings, answers: AnswerSettings, calibration: Calibration
 ) -> Reader:
-    model, backend, device, dtype, revision, threads, layout = source
+    model, backend, device, dtype, revision, threads, layout, keys = source
     reader = Reader.load(
-        model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads, layout=layout
+        model,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        threads=threads,
+        layout=layout,
+        verify_key=keys,
     )
     return reader.with_settings(windows=windows, answers=answers, calibration=calibration)
 

@@ -270,7 +270,7 @@ def _read_int8(checkpoint: Checkpoint) -> Any:
         BackendError: there is no int8 graph.
         CheckpointError: it is damaged, or was made from other weights.
     """
-    path = checkpoint.path / INT8_GRAPH
+    path = checkpoint.folder / INT8_GRAPH
     if not path.exists():
         raise BackendError(
             f"{str(checkpoint.path)!r} has no int8 graph ({path.name}). Make a copy with one: "

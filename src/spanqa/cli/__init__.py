@@ -11,6 +11,7 @@ from spanqa.cli.explain import explain
 from spanqa.cli.info import info
 from spanqa.cli.quantize import quantize
 from spanqa.cli.serve import serve
+from spanqa.cli.sign import sign, verify
 from spanqa.cli.train import train
 from spanqa.cli.tune import tune
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, info):
+for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, sign, verify, info):
     app.command()(verb)
 
 

@@ -63,6 +63,7 @@ def ask(
     as_json: options.Json = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
+    verify_key: options.VerifyKey = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -88,6 +89,7 @@ def ask(
     reader = options.load_reader(
         model=model,
         revision=revision,
+        verify_key=verify_key,
         backend=backend,
         device=device,
         dtype=dtype,

@@ -83,6 +83,7 @@ def batch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
+    verify_key: options.VerifyKey = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -111,6 +112,7 @@ def batch(
     reader = options.load_reader(
         model=model,
         revision=revision,
+        verify_key=verify_key,
         backend=backend,
         device=device,
         dtype=dtype,

@@ -18,6 +18,14 @@ Model = Annotated[
     str, typer.Option(help="Name of a bundled model, a folder, or a Hugging Face hub id.", show_default=True)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
+VerifyKey = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="Load the model only if it was signed with this: a public key or trusted certificates (PEM file), or "
+        "sigstore:IDENTITY,ISSUER. Of several, one has to hold.",
+    ),
+]
 Backend = Annotated[
     str,
     typer.Option(
@@ -75,13 +83,16 @@ def load_reader(
     max_seq_length: int | None = None,
     overlap: int | None = None,
     max_answer_tokens: int | None = None,
+    verify_key: list[str] | None = None,
 ) -> "Reader":
     """Load the model with the settings of the command line; settings not given are the model's own."""
     from dataclasses import replace
 
     from spanqa.reader import Reader
 
-    reader = Reader.load(model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads)
+    reader = Reader.load(
+        model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads, verify_key=verify_key
+    )
     windows, answers = reader.windows, reader.answers
     if max_seq_length is not None:
         windows = replace(windows, max_seq_length=max_seq_length)

@@ -49,6 +49,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def serve(
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
+    verify_key: options.VerifyKey = None,
     backend: options.Backend = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -114,6 +115,7 @@ def serve(
         options.load_reader,
         model=model,
         revision=revision,
+        verify_key=verify_key,
         backend=backend,
         device=device,
         dtype=dtype,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.calibration import Calibration, Probabilities
-from spanqa.checkpoint import SIGNATURE, Checkpoint, copy_checkpoint, write_settings
+from spanqa.checkpoint import Checkpoint, copy_checkpoint, is_in_hub_cache, write_settings
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.curves import expected_calibration_error
 from spanqa.evaluate.metrics import best_cut, column
@@ -25,6 +25,7 @@ from spanqa.evaluate.outcomes import RIGHT, Outcome, collect
 from spanqa.files import new_folder
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
+from spanqa.signing import SIGNATURE
 from spanqa.squad import Example
 
 Criterion = Literal["f1", "exact", "precision"]
@@ -277,14 +278,19 @@ def store_copy(checkpoint: Checkpoint, tuned: Tuned, out: Path) -> None:
 
 
 def check_is_own(checkpoint: Checkpoint) -> None:
-    """Check that a model's folder is the user's own: not one inside the package or in the cache of the hub.
+    """Check that a model's folder is the user's own, and not signed: not one inside the package or in the cache of the hub.
 
     Raises:
         InputError: it is not.
     """
     path = checkpoint.path.resolve()
     owner = "comes with spanqa" if path.is_relative_to(PACKAGE) else "is in the cache of the hub"
-    if path.is_relative_to(PACKAGE) or path.parent.name == "snapshots":
+    if (path / SIGNATURE).exists():
+        raise InputError(
+            f"The model in {str(checkpoint.path)!r} is signed, and a change would break its signature. Write an unsigned copy with the "
+            "new settings: --out DIR. Then sign that one."
+        )
+    if path.is_relative_to(PACKAGE) or is_in_hub_cache(path):
         raise InputError(
             f"The model in {str(checkpoint.path)!r} {owner} and must stay as it is. Write a copy with the new settings: --out DIR. "
             "To see them alone: --dry-run."

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spanqa.checkpoint import SIGNATURE, copy_checkpoint, find, write_settings
+from spanqa.checkpoint import copy_checkpoint, find, write_settings
 from spanqa.errors import InputError
 from spanqa.pipelines.loading import is_name
 from spanqa.reader import Reader, stored_settings
+from spanqa.signing import SIGNATURE
 from spanqa.tokenizer_files import TOKENIZER_FILES
 
 
