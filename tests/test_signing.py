@@ -282,3 +282,30 @@ def test_a_forked_child_verifies_again(signed: Path, keys: Path) -> None:
         if rebuild is not None:
             with pytest.raises(SignatureError, match="added: handler"):
                 rebuild()
+
+
+def test_all_that_is_signed_is_fetched_from_the_hub_at_one_commit(
+    signed: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    (signed / "training").mkdir()
+    (signed / "training" / "log.json").write_text("{}")
+    names = sign(signed, Signer(keys / "own.pem"))
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    asked: list[tuple[str | None, list[str]]] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((revision, allow_patterns))
+        for path in signed.rglob("*"):
+            relative = path.relative_to(signed)
+            if path.is_file() and any(relative.as_posix() == each or relative.match(each) for each in allow_patterns):
+                (snapshot / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, snapshot / relative)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with opened_checkpoint("a/model", "main", [str(keys / "own.pub")]) as checkpoint:
+        assert (checkpoint.folder / "training" / "log.json").exists()
+    assert asked[0][0] == "main" and SIGNATURE in asked[0][1]
+    assert asked[1] == ("0123abc", names)

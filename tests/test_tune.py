@@ -222,7 +222,7 @@ def test_a_model_that_is_not_the_users_is_tuned_in_a_copy(
     before = (bundled / "spanqa.json").read_bytes()
     cached = a_bad_model(tmp_path / "hub" / "models--anna--kestrel" / "snapshots" / "0123abc")
     (tmp_path / "link").symlink_to(bundled)
-    monkeypatch.setattr("spanqa.checkpoint._fetch", lambda name, revision: cached)
+    monkeypatch.setattr("spanqa.checkpoint._fetch", lambda name, revision, signed: cached)
     for model, owner in (
         ("spanqa-mini", "comes with spanqa"), (bundled, "comes with spanqa"), (tmp_path / "link", "comes with spanqa"),
         ("anna/kestrel", "is in the cache of the hub"), (cached, "is in the cache of the hub"),
