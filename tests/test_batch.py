@@ -286,13 +286,72 @@ def test_csv_as_spreadsheets_write_it(text: str, cells: list[tuple[str, str]], t
 def test_bad_rows_of_a_table(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(
-        b'question,context\nWho?\nWho?,A pier.,1\nWh\xffo?,A pier.\n"Who"?,A pier.\nWho?,"A pier.\nGo.",\nWho?,A pier.\n'
+        b'question,context\nWho?\nWho?,A pier.,1\nWh\xffo?,A pier.\n"Who"?,A pier.\nWho?,"A pier.\nGo.",x\nWho?,A pier.\n'
     )
     *bad, good = read_rows(place_of(str(path)))
     assert isinstance(good, Row) and good.line == 8
     assert [(row.number, row.line) for row in bad] == [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]
     for row, words in zip(bad, ["1 cells", "3 cells", "not UTF-8", "not valid CSV", "3 cells"], strict=True):
         assert isinstance(row, BadRow) and words in row.reason
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_numbers_of_a_table_are_those_of_the_file(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LONGEST", 40)
+    path = tmp_path / "in.csv"
+    path.write_bytes(
+        end.join(["", "", "question,context", "", "Who?", "x" * 90, "Who?,A pier.", '"Who?,A', "pier."]).encode()
+    )
+    one, long, good, open_quote = read_rows(place_of(str(path)))
+    assert [each.line for each in (one, long, good, open_quote)] == [5, 6, 7, 8]
+    assert isinstance(good, Row) and isinstance(open_quote, BadRow)
+    assert "in lines 8 to 9" in open_quote.reason and open_quote.content == '"Who?,A'
+
+
+def test_empty_columns_behind_the_last_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("question;context;;\nWho?;A pier.;;\nWho?;A pier.\nWho?;A pier.;;x\n")
+    place = place_of(str(path))
+    assert rows.columns_of(place) == ["question", "context"]
+    one, two, bad = read_rows(place)
+    assert isinstance(one, Row) and isinstance(two, Row) and one.values == two.values
+    assert isinstance(bad, BadRow) and "4 cells" in bad.reason
+
+
+def test_a_carriage_return_stays_in_its_cell(tmp_path: Path, mini: Reader) -> None:
+    source = write(tmp_path / "in.jsonl", [ROWS[0] | {"note": "a\rb"}])
+    batched(mini, source, tmp_path / "out.csv")
+    [row] = read(tmp_path / "out.csv")
+    assert row["note"] == "a\rb"
+    assert b"\r" not in (tmp_path / "out.csv").read_bytes().replace(b'"a\rb"', b"")
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_a_row_that_cannot_be_written_is_bad_once(out: str, tmp_path: Path, mini: Reader) -> None:
+    both = {"question": ["Who built the pier?", "When?"], "context": PIER}
+    source = write(tmp_path / "in.jsonl", [both | {"prediction": 1}, both])
+    if ".csv" in out:
+        with pytest.raises(InputError, match="has a column 'prediction' already"):
+            batched(mini, source, tmp_path / out)
+        return
+    counts = batched(mini, source, tmp_path / out).counts
+    assert (counts.rows, counts.bad, counts.answered + counts.unanswered) == (2, 1, 2)
+    assert len(read(tmp_path / out)) == 2
+    [bad] = lines(tmp_path / f"{out}.bad.jsonl")
+    assert bad["row"] == 1 and "already" in bad["reason"]
+
+
+@needs_pyarrow
+@pytest.mark.parametrize("value", [{}, {"a": {}}, [{}], [[{}]], {"a": 1}])
+def test_objects_without_a_field_become_text_in_parquet(value: Any, tmp_path: Path, mini: Reader) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(ROWS[0] | {"note": value, "\ud800": 1}))
+    batched(mini, source, tmp_path / "out.parquet")
+    [row] = read(tmp_path / "out.parquet")
+    assert row["note"] == (value if value == {"a": 1} else json.dumps(value))
+    assert row["\\ud800"] == 1
 
 
 @needs_pyarrow
@@ -409,6 +468,9 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
     twice = tmp_path / "twice.csv"
     twice.write_text("question,context,context\n")
     refused("twice", twice, out)
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_bytes("question,context,Größe\n".encode("latin-1"))
+    refused("is not UTF-8", foreign, out)
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(gzip.compress(b'{"question": "Who?", "context": "A pier."}\n' * 500)[:60])
     refused("damaged gzip", broken, out)

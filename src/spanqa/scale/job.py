@@ -30,6 +30,7 @@ CHUNK_ROWS, CHUNK_BYTES = 20_000, 16 << 20
 """A chunk holds at most so many rows and bytes of them, or one row."""
 
 _LEAST_FREE = 64 << 20
+_UNWRITABLE = (ValueError, TypeError, NotImplementedError, RecursionError, OverflowError)  # Arrow's errors among them
 
 Identity = dict[str, Any]
 """What a job is, by name; a value that can be compared and shown."""
@@ -151,16 +152,16 @@ def encoded(result: Result, layout: Layout) -> tuple[bytes, Sequence[Answered], 
     """Return the part of a chunk, and the rows that are in it; what the format cannot hold becomes a bad row."""
     try:
         return layout.encode(result.answered), result.answered, result.bad
-    except (ValueError, RecursionError, OverflowError):
-        kept, bads = [], list(result.bad)
+    except _UNWRITABLE:
+        bads = {row.number: row for row in result.bad}
         for each in result.answered:
             try:
                 layout.encode([each])
-                kept.append(each)
-            except (ValueError, RecursionError, OverflowError) as error:
+            except _UNWRITABLE as error:
                 reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                bads.append(BadRow(each.row.number, each.row.line, f"cannot be written: {reason}"))
-        return layout.encode(kept), kept, sorted(bads, key=lambda row: row.number)
+                bads[each.row.number] = BadRow(each.row.number, each.row.line, f"cannot be written: {reason}")
+        kept = [each for each in result.answered if each.row.number not in bads]
+        return layout.encode(kept), kept, sorted(bads.values(), key=lambda row: row.number)
 
 
 def counts_of(answered: Sequence[Answered], bads: Sequence[BadRow]) -> Counts:

@@ -65,7 +65,7 @@ class Layout:
         """Return a part with these rows.
 
         Raises:
-            ValueError, RecursionError: a row has something that this format cannot hold.
+            ValueError, TypeError, NotImplementedError, RecursionError, OverflowError: a row has something that this format cannot hold.
         """
         form = self.place.form
         if form == "parquet":
@@ -75,13 +75,14 @@ class Layout:
 
     def _kept(self, row: Row) -> dict[str, Any]:
         names = row.values if self.columns is None else self.columns
-        return {name: row.values.get(name) for name in names if name not in self.dropped}
+        kept = {name: row.values.get(name) for name in names if name not in self.dropped}
+        twice = {self.prediction, f"{self.prediction}s"} & set(kept)
+        if twice:
+            raise ValueError(f"it has a column {min(twice)!r} already; --into names that of the answers")
+        return kept
 
     def _values(self, each: Answered) -> dict[str, Any]:
         values = self._kept(each.row)
-        twice = {self.prediction, f"{self.prediction}s"} & set(values)
-        if twice:
-            raise ValueError(f"it has a column {min(twice)!r} already; --into names that of the answers")
         values[self.prediction] = each.prediction
         return values | {f"{self.prediction}s": list(each.predictions)} if self.several else values
 
@@ -92,19 +93,22 @@ class Layout:
 
     def _csv(self, rows: Sequence[Answered]) -> str:
         text = io.StringIO()
-        writer = csv.writer(text, delimiter=self.delimiter, lineterminator="\n")
+        writer = self._writer(text)
         for each in rows:
             cells = [*self._kept(each.row).values(), each.prediction["question"]]
             cells += [each.prediction[name] for name in (*ANSWER_FIELDS, "closest")]
             writer.writerow([_cell(value) for value in cells + ([list(each.predictions)] if self.several else [])])
         return text.getvalue()
 
+    def _writer(self, text: io.StringIO) -> Any:
+        return csv.writer(_Lines(text), delimiter=self.delimiter, lineterminator="\r\n")
+
     def _csv_head(self) -> bytes:
         text = io.StringIO()
         names = [name for name in self.columns or () if name not in self.dropped]
         names += [f"{self.prediction}_{name}" for name in ("question", *ANSWER_FIELDS, "closest")]
         names += [f"{self.prediction}s"] if self.several else []
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerow(names)
+        self._writer(text).writerow(names)
         return _compressed(text.getvalue().encode("utf-8", "backslashreplace"), self.place.compression)
 
     # --- Parquet
@@ -124,7 +128,7 @@ class Layout:
                 array = pyarrow.array(values, self.schema.field(name).type)
             else:
                 array = _inferred(values)
-            fields.append(pyarrow.field(name, array.type))
+            fields.append(pyarrow.field(_sound(name), array.type))
             arrays.append(array)
         answer = self._answer_type()
         fields.append(pyarrow.field(self.prediction, answer))
@@ -182,6 +186,16 @@ class Layout:
                 writer.write_table(pyarrow.Table.from_arrays([_cast(table, field) for field in schema], schema=schema))
 
 
+class _Lines:
+    """What the CSV writer writes to: its lines end in a line feed. It puts quotes around what is in its own line end, a carriage return too."""
+
+    def __init__(self, text: io.StringIO) -> None:
+        self._text = text
+
+    def write(self, line: str) -> None:
+        self._text.write(line.removesuffix("\r\n") + "\n")
+
+
 def json_text(value: Any) -> str:
     """Return a value as one line of JSON, whatever a data file held: no NaN, dates as ISO 8601, bytes as text."""
     try:
@@ -236,9 +250,21 @@ def _inferred(values: list[Any]) -> Any:
 
     values = list(map(_sound, values))
     try:
-        return pyarrow.array(values)
+        array = pyarrow.array(values)
+        if not _has_empty_struct(array.type):
+            return array
     except (pyarrow.ArrowException, OverflowError, TypeError):
-        return pyarrow.array(list(map(_as_text, values)), pyarrow.string())
+        pass
+    return pyarrow.array(list(map(_as_text, values)), pyarrow.string())
+
+
+def _has_empty_struct(kind: Any) -> bool:
+    """Return whether a type holds objects without a field, which Parquet does not have."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_has_empty_struct(kind.field(each).type) for each in range(kind.num_fields))
+    return pyarrow.types.is_list(kind) and _has_empty_struct(kind.value_type)
 
 
 def _as_text(value: Any) -> str | None:

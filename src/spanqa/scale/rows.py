@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
@@ -279,24 +280,26 @@ def _shown(data: bytes) -> str:
 
 
 class _Lines:
-    """The lines of a text for the CSV reader, which would hide them: the last one is kept for bad rows."""
+    """The lines of a text for the CSV reader, which would hide them: counted, and the first one of a row is kept for bad rows."""
 
-    def __init__(self, text: io.TextIOWrapper, first: str) -> None:
-        self._text, self._waiting = text, first
-        self.last = ""
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text = text
+        self.number, self.first = 0, ""
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
-        self.last, self._waiting = self._waiting or self._text.readline(LONGEST), ""
-        if not self.last:
+        line = self._text.readline(LONGEST)
+        if not line:
             raise StopIteration
-        if len(self.last) == LONGEST and not self.last.endswith("\n"):
-            while (more := self._text.readline(_PIECE)) and not more.endswith("\n"):
+        self.number += 1
+        self.first = self.first or line[:SHOWN].rstrip("\r\n")
+        if len(line) == LONGEST and not line.endswith(("\n", "\r")):
+            while (more := self._text.readline(_PIECE)) and not more.endswith(("\n", "\r")):
                 pass
             raise csv.Error(f"a line has more than {LONGEST:,} characters")
-        return self.last
+        return line
 
 
 @contextmanager
@@ -312,16 +315,20 @@ def _text(stream: IO[bytes]) -> Iterator[io.TextIOWrapper]:
 def _csv_head(text: io.TextIOWrapper, place: Place) -> tuple[list[str], Any, _Lines]:
     """Return the columns, the reader, which is behind them, and its lines."""
     csv.field_size_limit(LONGEST)
-    first = text.readline(LONGEST)
-    while first and not first.strip():
-        first = text.readline(LONGEST)
-    lines = _Lines(text, first)
-    reader = csv.reader(lines, delimiter=delimiter_of(first), strict=True)
+    lines = _Lines(text)
     try:
-        names = next(reader, [])
+        first = next((line for line in lines if line.strip()), "")
+        reader = csv.reader(chain([first], lines), delimiter=delimiter_of(first), strict=True)
+        names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise DatasetError(f"{place.name!r} has no readable head: {error}.") from None
-    return _checked([name.strip() for name in names], place), reader, lines
+    if any(map(_has_other_bytes, names)):
+        raise DatasetError(
+            f"{place.name!r} is not UTF-8: its columns are {', '.join(names)}. Convert it first, for example: iconv -f windows-1252 -t utf-8 OLD > NEW"
+        )
+    while names and not names[-1]:  # a spreadsheet writes empty columns behind the last one
+        names.pop()
+    return _checked(names, place), reader, lines
 
 
 def _checked(names: list[str], place: Place) -> list[str]:
@@ -335,12 +342,14 @@ def _csv_rows(text: io.TextIOWrapper, place: Place) -> Iterator[Row | BadRow]:
     names, reader, lines = _csv_head(text, place)
     number = 0
     while True:
-        line = reader.line_num + 1
+        line, lines.first = lines.number + 1, ""
         try:
             cells = next(reader, None)
         except csv.Error as error:
             number += 1
-            yield BadRow(number, line, f"not valid CSV: {error}", lines.last[:SHOWN].rstrip("\r\n"))
+            where = f", in lines {line:,} to {lines.number:,}" if lines.number > line else ""
+            content = lines.first.encode("utf-8", "surrogateescape")
+            yield BadRow(number, line, f"not valid CSV: {error}{where}", _shown(content))
             continue
         if cells is None:
             break
@@ -348,6 +357,8 @@ def _csv_rows(text: io.TextIOWrapper, place: Place) -> Iterator[Row | BadRow]:
             continue
         number += 1
         size = sum(map(len, cells)) + len(cells)
+        while len(cells) > len(names) and not cells[-1]:
+            cells.pop()
         if len(cells) != len(names):
             reason = f"it has {len(cells):,} cells; the file has {len(names):,} columns"
         elif any(map(_has_other_bytes, cells)):
