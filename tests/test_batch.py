@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -681,6 +682,7 @@ def test_a_job_goes_on_where_it_was(half_done: Path, run: Callable[..., dict[str
         (["--top-k", "2"], "top_k was 1, is 2"),
         (["--drop", "n"], 'drop was [], is ["n"]'),
         (["--max-seq-length", "128"], "windows was"),
+        (["--no-text"], "no_text was false, is true"),
     ],
 )
 def test_another_job_does_not_go_on_with_it(half_done: Path, options: list[str], words: str, command: Command) -> None:
@@ -699,6 +701,64 @@ def test_another_input_does_not_go_on_with_it(half_done: Path, mini: Reader) -> 
     piped = batch.Input(iter(()), {"name": "standard input"}, resumable=False)
     with pytest.raises(InputError, match="standard input cannot be read again"):
         batch.run_batch(mini, piped, out)
+
+
+def test_files_of_others_are_never_removed(tmp_path: Path, mini: Reader) -> None:
+    source, out = write(tmp_path / "in.jsonl"), tmp_path / "out.jsonl"
+    folder = tmp_path / "out.jsonl.job"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match=r"holds 'thesis\.txt', which is of no job"):
+        batched(mini, source, out)
+    assert (folder / "thesis.txt").read_text() == "precious"
+
+
+def test_an_output_that_appeared_meanwhile_is_not_replaced(half_done: Path, mini: Reader) -> None:
+    half_done.write_text("precious")
+    with pytest.raises(InputError, match="already exists"):
+        batched(mini, half_done.parent / "in.jsonl", half_done)
+    assert half_done.read_text() == "precious"
+
+
+def test_a_job_whose_files_are_damaged_does_the_missing_chunks_again(half_done: Path, mini: Reader) -> None:
+    folder = half_done.parent / "out.jsonl.job"
+    (folder / "00000001.part").unlink()
+    log = (folder / "done.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "done.jsonl").write_bytes(log[0] + b"\0" * 20 + b"\n[1]\n" + b"".join(log[2:]))
+    batched(mini, half_done.parent / "in.jsonl", half_done)
+    assert [row["id"] for row in read(half_done)] == [row["id"] for row in ROWS]
+
+
+def test_a_list_of_bad_rows_that_is_lost_is_made_again(tmp_path: Path, mini: Reader) -> None:
+    source, out = write(tmp_path / "in.jsonl", [{"question": "", "context": PIER}, *ROWS]), tmp_path / "out.jsonl"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batch, "chunk_tokens", lambda *_: 100)
+        given = batch.rows_input(place_of(str(source)))
+        with pytest.raises(KeyboardInterrupt):
+            batch.run_batch(mini, given, place_of(str(out)), answering=interrupted(2, mini))
+        (tmp_path / "out.jsonl.job" / "00000001.bad").unlink()
+        assert batched(mini, source, out).counts.bad == 1
+    assert len(lines(tmp_path / "out.jsonl.bad.jsonl")) == 1
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{"])
+def test_a_job_whose_record_is_damaged_is_not_forgotten_silently(damaged: str, half_done: Path, mini: Reader) -> None:
+    (half_done.parent / "out.jsonl.job" / "job.json").write_text(damaged)
+    with pytest.raises(InputError, match=r"job\.json' is damaged"):
+        batched(mini, half_done.parent / "in.jsonl", half_done)
+    assert list((half_done.parent / "out.jsonl.job").glob("*.part"))
+
+
+def test_a_kill_while_the_job_ends_leaves_no_job(
+    half_done: Path, mini: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)
+        batched(mini, half_done.parent / "in.jsonl", half_done)
+    assert not (half_done.parent / "out.jsonl.job" / "job.json").exists()
+    half_done.unlink()
+    batched(mini, half_done.parent / "in.jsonl", half_done)  # what was left is removed
+    assert not (half_done.parent / "out.jsonl.job").exists()
 
 
 def test_a_finished_output_is_replaced_only_at_the_end(half_done: Path, run: Callable[..., dict[str, Any]]) -> None:

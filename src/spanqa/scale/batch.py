@@ -171,16 +171,22 @@ def run_batch(
     answering = answering or _by_one(reader, rule, given.id_column)
     if out.path is None:
         counts = _to_stream(
-            answering(cut_chunks(given.rows, most), silent), layout, text, stream or sys.stdout.buffer, note
+            answering(cut_chunks(given.rows, most), silent), layout, text, stream or _standard_output(), note
         )
         return Summary(counts, 0, time.monotonic() - started, None)
-    identity = _identity(reader, given, layout, rule, most)
+    identity = _identity(reader, given, layout, rule, most) | {"no_text": not text}
     with begin(out.path, layout, identity, overwrite=overwrite, text=text, resumable=given.resumable) as job:
         before = job.counts.rows
         _run(job, given, most, answering, progress)
         counts = job.counts
         job.finish()
     return Summary(counts, before, time.monotonic() - started, job.bad_rows if counts.bad else None)
+
+
+def _standard_output() -> IO[bytes]:
+    if sys.stdout is None:
+        raise InputError("Standard output is closed. Give a file to write to.")
+    return sys.stdout.buffer
 
 
 def _by_one(reader: Reader, rule: AnswerRule, id_column: str | None) -> Answering:

@@ -13,6 +13,7 @@ They may be done in any order.
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.errors import InputError
-from spanqa.files import claimed, replacing, write_json
+from spanqa.files import claimed, replacing
 from spanqa.scale.outputs import Answered, Layout, json_text
 from spanqa.scale.questions import Asked
 from spanqa.scale.rows import BadRow
@@ -30,6 +31,7 @@ CHUNK_ROWS, CHUNK_BYTES = 20_000, 16 << 20
 """A chunk holds at most so many rows and bytes of them, or one row."""
 
 _LEAST_FREE = 64 << 20
+_OURS = re.compile(r"job\.json|done\.jsonl|\d{8,}\.(part|bad)|\..*\.partial")  # the files of a job
 _UNWRITABLE = (ValueError, TypeError, NotImplementedError, RecursionError, OverflowError)  # Arrow's errors among them
 
 Identity = dict[str, Any]
@@ -102,10 +104,10 @@ class Job:
         counts = counts_of(rows, bads)
         with stopping_at_full_disk(self.out):
             if bads:
-                self._write(
+                self.write(
                     f"{result.number:08}.bad", "".join(map(self._bad_line, bads)).encode("utf-8", "backslashreplace")
                 )
-            self._write(f"{result.number:08}.part", data)
+            self.write(f"{result.number:08}.part", data)
             with (self.folder / "done.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"chunk": result.number, **asdict(counts)}) + "\n")
                 log.flush()
@@ -128,9 +130,11 @@ class Job:
                 self.layout.join([self.folder / f"{number:08}.part" for number in numbers], file)
                 file.flush()
                 os.fsync(file.fileno())
-        shutil.rmtree(self.folder)
+            (self.folder / "job.json").unlink()  # first, so that what is left by a kill is no job
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the job, which is whole or not there whatever happens to the machine."""
         with replacing(self.folder / name, "wb", private=True) as file:
             file.write(data)
             file.flush()
@@ -186,7 +190,7 @@ def begin(
     job = Job(out, layout, text=text)
     if out.is_dir():
         raise InputError(f"{str(out)!r} is a folder. Give the name of a file.")
-    if out.exists() and not overwrite and not (job.folder / "job.json").exists():
+    if out.exists() and not overwrite:
         raise InputError(f"{str(out)!r} already exists. Choose another name, or give --overwrite.")
     if not out.parent.is_dir():
         raise InputError(f"The folder {str(out.parent)!r} does not exist. Create it first.")
@@ -209,9 +213,15 @@ def _prepare(job: Job, identity: Identity, overwrite: bool, resumable: bool) -> 
             f"The disk of {str(job.out)!r} is full: {free >> 20} MB are free. Make at least {_LEAST_FREE >> 20} MB free."
         )
     if not _is_same(job, identity, overwrite, resumable):
-        for path in job.folder.iterdir():
+        held = list(job.folder.iterdir())
+        foreign = sorted(path.name for path in held if not _OURS.fullmatch(path.name))
+        if foreign:
+            raise InputError(
+                f"{str(job.folder)!r} holds {foreign[0]!r}, which is of no job. Move it, or give the output another name."
+            )
+        for path in held:
             path.unlink()
-        write_json(job.folder / "job.json", identity)
+        job.write("job.json", json.dumps(identity, indent=2).encode())
     for number, counts in _done(job.folder).items():
         job.done.add(number)
         job.counts.add(counts)
@@ -226,8 +236,16 @@ def _is_same(job: Job, identity: Identity, overwrite: bool, resumable: bool) -> 
     path = job.folder / "job.json"
     try:
         before = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        if not before or not isinstance(before, dict):
+            raise ValueError
+    except FileNotFoundError:
         return False
+    except ValueError:
+        if overwrite:
+            return False
+        raise InputError(
+            f"{str(path)!r} is damaged, so that its job cannot go on. Give --overwrite to begin anew."
+        ) from None
     if not resumable and not overwrite:
         raise InputError(
             f"{str(job.folder)!r} holds an unfinished job, and standard input cannot be read again from where it was. Give --overwrite to begin anew."
@@ -257,10 +275,14 @@ def _done(folder: Path) -> dict[int, Counts]:
     if len(whole) < len(data):
         os.truncate(log, len(whole))
     for line in whole.splitlines():
-        fields: dict[str, int] = json.loads(line)
-        number = fields.pop("chunk")
-        if (folder / f"{number:08}.part").exists():
-            done[number] = Counts(**fields)
+        try:
+            fields: dict[str, int] = json.loads(line)
+            number, counts = fields.pop("chunk"), Counts(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError):  # damaged: the chunk is done again
+            continue
+        kept = ("part", "bad") if counts.bad else ("part",)
+        if all((folder / f"{number:08}.{each}").exists() for each in kept):
+            done[number] = counts
     return done
 
 
