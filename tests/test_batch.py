@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import stat
@@ -464,8 +465,17 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
     refused("has a column 'n' already", source, out, "--into", "n")
     refused("not both", source, out, "--ask", "Who?", "--question", "question")
     refused("is for texts", source, out, "--questions", source)
+    refused("is for texts", source, out, "--encoding", "latin-1")
+    refused("The question is empty", source, out, "--ask", " ")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text(PIER)
+    refused("is for rows", folder, out, "--ask", "Who?", "--context", "text")
+    refused("would be one of the texts", folder, folder / "out.jsonl", "--ask", "Who?")
+    write(folder / "b.jsonl")
+    refused("would be one of the texts", folder / "*", folder / "b.jsonl", "--ask", "Who?", "--overwrite")
     refused("There is no file", tmp_path / "*.txt", out)
-    refused("ask something", tmp_path, out)
+    refused("ask something", folder, out)
     twice = tmp_path / "twice.csv"
     twice.write_text("question,context,context\n")
     refused("twice", twice, out)
@@ -491,6 +501,17 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
         wrong = tmp_path / "wrong.jsonl.zst"
         wrong.write_bytes(b"\x28\xb5\x2f\xfd no frame")
         refused("damaged Zstandard", wrong, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "in.jsonl")
+    handle = os.open(tmp_path / "in.jsonl", os.O_RDWR)  # so that opening it does not wait
+    try:
+        with pytest.raises(DatasetError, match="is no plain file"):
+            next(read_rows(place_of(str(tmp_path / "in.jsonl"))))
+    finally:
+        os.close(handle)
 
 
 def test_errors_of_the_library_say_what_to_do(tmp_path: Path) -> None:
@@ -673,6 +694,30 @@ def test_a_job_goes_on_where_it_was(half_done: Path, run: Callable[..., dict[str
     summary = run(half_done.parent / "in.jsonl", half_done)
     assert 0 < summary["resumed_rows"] < 20 == summary["rows"]
     assert [row["id"] for row in read(half_done)] == [row["id"] for row in ROWS]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_job_that_is_interrupted_says_how_to_go_on(
+    name: str, code: int, tmp_path: Path, tiny: Callable[..., Path]
+) -> None:
+    write(tmp_path / "in.jsonl", ROWS * 100)
+    with started(tmp_path, "in.jsonl", "out.jsonl", tiny("bert")) as process:
+        while process.poll() is None and not (tmp_path / "out.jsonl.job" / "done.jsonl").exists():
+            time.sleep(0.002)
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate()
+    assert process.returncode == code
+    assert "Run the same command again to go on" in errors
+    assert not list((tmp_path / "out.jsonl.job").glob(".*.partial"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs descriptors")
+def test_standard_output_that_is_closed(tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", ROWS[:1])
+    command = f"exec {shlex.quote(sys.executable)} -m spanqa batch in.jsonl - >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("spanqa: Standard output is closed."), done.stderr
 
 
 @pytest.mark.parametrize(

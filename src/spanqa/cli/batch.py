@@ -2,6 +2,7 @@
 
 import glob
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -101,13 +102,20 @@ def batch(
     from spanqa.progress import silent
     from spanqa.retrieval import TextIndex
     from spanqa.scale import AnswerRule, place_of, run_batch, texts_input
+    from spanqa.windows import check_question
 
     place = place_of(out)
     _check_is_another_file(source, place)
+    for each in ask or []:
+        check_question(each)
     texts = _texts_of(source)
+    of_rows = {"--question": question, "--context": context, "--id": id, "--drop": drop}
+    of_texts = {"--questions": questions, "--max-windows": max_windows, "--read-all": read_all, "--encoding": encoding}
+    _check_unused(of_texts if texts is None else of_rows, "texts" if texts is None else "rows")
     if texts is None:
-        given, delimiter = _rows(source, place, question, context, id, ask or [], questions)
+        given, delimiter = _rows(source, place, question, context, id, ask or [])
     else:
+        _check_is_no_text(place, texts)
         documents, asked = _documents(texts, encoding), _questions(ask or [], questions, encoding)
     reader = options.load_reader(
         model=model,
@@ -144,7 +152,7 @@ def batch(
                 progress=progress,
                 note=partial(typer.echo, err=True),
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal that ends the run
         if given.resumable and not console:
             typer.echo("\nspanqa: interrupted. Run the same command again to go on.", err=True)
         raise
@@ -160,6 +168,27 @@ def _check_is_another_file(source: str, out: "Place") -> None:
     for path in (out.path, out.path.with_name(f"{out.path.name}.bad.jsonl")):
         if path.exists() and path.samefile(source):
             raise InputError(f"{source!r} is the input, and this job would replace it. Give the output another name.")
+
+
+def _check_is_no_text(out: "Place", texts: list[str]) -> None:
+    """Refuse an output among the texts: the next run would read it, or what there is of it, as one of them."""
+    from spanqa.errors import InputError
+
+    if out.path is None:
+        return
+    path = out.path.resolve()
+    for each in map(Path, texts):
+        if path == each.resolve() or (each.is_dir() and path.is_relative_to(each.resolve())):
+            raise InputError(
+                f"{str(out.path)!r} would be one of the texts of {str(each)!r}. Write it to another folder."
+            )
+
+
+def _check_unused(options: Mapping[str, object], what: str) -> None:
+    """Refuse options that would change nothing."""
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(f"is for {what}, which IN does not hold", param_hint=name)
 
 
 def _texts_of(source: str) -> list[str] | None:
@@ -187,13 +216,10 @@ def _rows(
     context: str | None,
     id: str | None,
     asks: list[str],
-    questions: str | None,
 ) -> "tuple[Input, str]":
     """Return the input that a file of rows is, and the character between cells of a table like it."""
     from spanqa.scale import delimiter_among, place_of, rows_input
 
-    if questions is not None:
-        raise typer.BadParameter("is for texts; rows have their own questions, or --ask", param_hint="--questions")
     if asks and question is not None:
         raise typer.BadParameter("give this or --question, not both", param_hint="--ask")
     place = place_of(source)

@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -186,6 +188,10 @@ def _opened(path: Path) -> Iterator[io.BufferedReader]:
     except OSError as error:
         raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise DatasetError(
+                f"{str(path)!r} is no plain file, so that it cannot be read twice. Use - to read a pipe."
+            )
         yield file
 
 
