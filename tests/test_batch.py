@@ -248,6 +248,18 @@ def test_bad_rows_are_listed_and_the_job_goes_on(tmp_path: Path, run: Callable[.
     assert "A pier" not in (tmp_path / "other.jsonl.bad.jsonl").read_text("utf-8")
 
 
+def test_however_deep_a_row_is_the_job_goes_on(tmp_path: Path, mini: Reader) -> None:
+    source = tmp_path / "in.jsonl"
+    depths = [*range(450, 1000, 50), *range(900, 1000, 2)]
+    with source.open("w") as file:
+        for depth in depths:
+            for opening, closing in (('{"a": ', "}"), ("[", "]")):
+                value = opening * depth + "NaN" + closing * depth
+                file.write(f'{{"question": "Who?", "context": "", "id": {value}}}\n')
+    counts = batched(mini, source, tmp_path / "out.jsonl").counts
+    assert counts.rows == counts.bad == 2 * len(depths) == len(lines(tmp_path / "out.jsonl.bad.jsonl"))
+
+
 def test_a_line_that_is_too_long_is_a_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "LONGEST", 100)
     monkeypatch.setattr(rows, "SHOWN", 10)

@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,22 +199,15 @@ def json_text(value: Any) -> str:
     """Return a value as one line of JSON, whatever a data file held: no NaN, dates as ISO 8601, bytes as text."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError:  # NaN or infinity
-        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:  # NaN or infinity, which become null
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return list(map(_finite, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _cell(value: Any) -> Any:

@@ -112,5 +112,10 @@ def _check(value: Any, where: str) -> None:
 
 def bad(row: Row, reason: str, id_column: str | None = None) -> BadRow:
     """Return a row as one that gets no answer."""
-    identity = None if id_column is None else row.values.get(id_column)
-    return BadRow(row.number, row.line, reason, json_text(row.values), row.size, identity)
+    try:
+        content = json_text(row.values)
+    except RecursionError:  # nested as deeply as can be read, which is too deep to write
+        return BadRow(row.number, row.line, reason, size=row.size)
+    return BadRow(
+        row.number, row.line, reason, content, row.size, None if id_column is None else row.values.get(id_column)
+    )
