@@ -287,6 +287,7 @@ def test_a_line_that_is_too_long_is_a_bad_row(tmp_path: Path, monkeypatch: pytes
             'question,context,x\r\n"Who, then?","A ""pier"".\r\nIt is old.",1\r\n',
             [("Who, then?", 'A "pier".\r\nIt is old.')],
         ),
+        ("sep=;\r\nquestion;context\r\nWho?;A pier.\r\n", [("Who?", "A pier.")]),
         ("\n\nquestion\tcontext\n\nWho?\t=1+1 A pier.\n", [("Who?", "=1+1 A pier.")]),
     ],
 )

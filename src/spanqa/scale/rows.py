@@ -9,10 +9,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -37,6 +38,7 @@ _OTHER_NAMES: Mapping[str, Form] = {"ndjson": "jsonl"}
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _UTF_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _PIECE = 1 << 20
+_SEPARATOR = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)  # a first line for Excel
 _PARQUET_ROWS = 64  # read at a time
 
 
@@ -148,7 +150,7 @@ def columns_of(place: Place) -> list[str] | None:
 def delimiter_among(place: Place) -> str:
     """Return the character between the cells of a table."""
     with _decompressed(place) as stream, _text(stream) as text:
-        return delimiter_of(text.readline(LONGEST))
+        return delimiter_of(_first_line(_Lines(text)))
 
 
 def all_columns(place: Place) -> list[str]:
@@ -323,7 +325,7 @@ def _csv_head(text: io.TextIOWrapper, place: Place) -> tuple[list[str], Any, _Li
     csv.field_size_limit(LONGEST)
     lines = _Lines(text)
     try:
-        first = next((line for line in lines if line.strip()), "")
+        first = _first_line(lines)
         reader = csv.reader(chain([first], lines), delimiter=delimiter_of(first), strict=True)
         names = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -335,6 +337,11 @@ def _csv_head(text: io.TextIOWrapper, place: Place) -> tuple[list[str], Any, _Li
     while names and not names[-1]:  # a spreadsheet writes empty columns behind the last one
         names.pop()
     return _checked(names, place), reader, lines
+
+
+def _first_line(lines: Iterable[str]) -> str:
+    """Return the line that names the columns."""
+    return next((line for line in lines if line.strip() and not _SEPARATOR.fullmatch(line)), "")
 
 
 def _checked(names: list[str], place: Place) -> list[str]:
