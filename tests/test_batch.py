@@ -397,6 +397,29 @@ def test_parquet_with_lists_nulls_and_dates_keeps_its_types(tmp_path: Path, run:
 
 
 @needs_pyarrow
+def test_parquet_with_times_that_python_does_not_have(tmp_path: Path, mini: Reader) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    far = pyarrow.array([2**60, None, 2**60, 2**60])
+    table = pyarrow.table(
+        {
+            "question": ["Who built the pier?", "Who?", "", "Who?"],
+            "context": [PIER] * 4,
+            "day": far.cast(pyarrow.timestamp("us")),
+            "nested": pyarrow.StructArray.from_arrays([far.cast(pyarrow.timestamp("us"))], ["at"]),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    assert batched(mini, tmp_path / "in.parquet", tmp_path / "out.parquet").counts.bad == 1
+    found = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert found.drop_columns("prediction") == table.take([0, 1, 3])
+    pyarrow.parquet.write_table(table.drop_columns("nested"), tmp_path / "in.parquet")
+    assert batched(mini, tmp_path / "in.parquet", tmp_path / "out.jsonl").counts.bad == 1
+    assert "out of range" in read(tmp_path / "out.jsonl")[0]["day"]
+
+
+@needs_pyarrow
 def test_parquet_that_expands_enormously_is_read_in_little_memory(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

@@ -207,6 +207,8 @@ def json_text(value: Any) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
+    if hasattr(value, "cast"):  # a value of Arrow that Python does not have
+        return str(value.cast("string").as_py())
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 

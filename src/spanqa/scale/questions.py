@@ -114,7 +114,11 @@ def bad(row: Row, reason: str, id_column: str | None = None) -> BadRow:
     """Return a row as one that gets no answer."""
     try:
         content = json_text(row.values)
-    except RecursionError:  # nested as deeply as can be read, which is too deep to write
+    except (
+        RecursionError,
+        ValueError,
+        NotImplementedError,
+    ):  # nested too deeply to write; a value of Arrow without a text
         return BadRow(row.number, row.line, reason, size=row.size)
     return BadRow(
         row.number, row.line, reason, content, row.size, None if id_column is None else row.values.get(id_column)

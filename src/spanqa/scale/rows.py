@@ -431,12 +431,25 @@ def _parquet_rows(place: Place) -> Iterator[Row | BadRow]:
             for position in range(batch.num_rows):
                 number += 1
                 try:
-                    values = {name: column[position].as_py() for name, column in zip(names, columns, strict=True)}
-                except (ValueError, OverflowError) as error:  # not UTF-8, a date that Python does not have
-                    reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error}"
-                    yield BadRow(number, None, reason)
+                    values = {name: _value(column[position]) for name, column in zip(names, columns, strict=True)}
+                except UnicodeDecodeError:
+                    yield BadRow(number, None, "not UTF-8")
                     continue
                 yield Row(number, None, values, _size(values))
+
+
+def _value(scalar: Any) -> Any:
+    """Return a value of Arrow as Python has it, or as it is where Python has none: a nanosecond, the year 20,000.
+
+    Raises:
+        UnicodeDecodeError: a text is not UTF-8.
+    """
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        return scalar
 
 
 def _size(value: Any) -> int:
