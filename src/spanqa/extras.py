@@ -32,6 +32,7 @@ NEEDS: dict[str, Need] = {
     "train": Need("Training", ("torch", "transformers", "accelerate"), "train"),
     "parquet": Need("Reading Parquet files", ("pyarrow",), "batch"),
     "zstd": Need("Reading and writing .zst", ("pyarrow",), "batch"),
+    "ray": Need("Ray", ("ray", "pyarrow", "pandas"), "ray"),
     "datasets": Need("Reading a folder of Hugging Face datasets", ("datasets",), "train"),
     "report": Need("Writing a report", ("matplotlib",), "report"),
     "figures": Need("Drawing figures", ("matplotlib",), "explain"),

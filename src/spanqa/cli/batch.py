@@ -2,12 +2,13 @@
 
 import glob
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,10 +16,15 @@ from spanqa.cli import options
 
 if TYPE_CHECKING:
     from spanqa.documents import Document
-    from spanqa.scale import Input, Place, Summary
+    from spanqa.reader import Reader
+    from spanqa.scale import AnswerRule, Fleet, Input, Place, Summary
 
 ROWS = "Rows"
 TEXTS = "Texts"
+RAY = "Ray"
+
+_DRIVER = {"backend": "auto", "device": "cpu", "dtype": "auto", "threads": None}
+"""With Ray, the reader of this process reads settings and encodes texts; the actors compute."""
 
 
 def batch(
@@ -81,6 +87,28 @@ def batch(
     encoding: Annotated[
         str | None, typer.Option(help="The encoding of the texts.", show_default=False, rich_help_panel=TEXTS)
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Answer on actors of Ray, on one machine or many.", rich_help_panel=RAY)
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Join this Ray; auto: the one of this machine. Default: start one for this job.", rich_help_panel=RAY
+        ),
+    ] = None,
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N or MIN-MAX", help="How many, each with its model. Default: as many as fit.", rich_help_panel=RAY
+        ),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float, typer.Option(metavar="F", help="0.5 puts two actors on a GPU.", rich_help_panel=RAY)
+    ] = 0.0,
+    cpus_per_actor: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Default: 1 beside a GPU, else 4.", show_default=False, rich_help_panel=RAY),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -108,6 +136,18 @@ def batch(
     _check_is_another_file(source, place)
     for each in ask or []:
         check_question(each)
+    rule = AnswerRule(top_k, threshold, no_answer, min_probability)
+    fleet = _fleet(ray, address, actors, gpus_per_actor, cpus_per_actor, place)
+    names = {
+        "model": model,
+        "revision": revision,
+        "verify_key": verify_key,
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+    }
+    here = names if fleet is None else {"model": model, "revision": revision, "verify_key": verify_key, **_DRIVER}
     texts = _texts_of(source)
     of_rows = {"--question": question, "--context": context, "--id": id, "--drop": drop}
     of_texts = {"--questions": questions, "--max-windows": max_windows, "--read-all": read_all, "--encoding": encoding}
@@ -118,13 +158,7 @@ def batch(
         _check_is_no_text(place, texts)
         documents, asked = _documents(texts, encoding), _questions(ask or [], questions, encoding)
     reader = options.load_reader(
-        model=model,
-        revision=revision,
-        verify_key=verify_key,
-        backend=backend,
-        device=device,
-        dtype=dtype,
-        threads=threads,
+        **here,
         max_seq_length=max_seq_length,
         overlap=overlap,
         max_answer_tokens=max_answer_tokens,
@@ -138,12 +172,15 @@ def batch(
     delimiter = "\t" if place.form == "tsv" else delimiter
     console = place.path is None
     try:
-        with nullcontext(silent) if console else options.progress_bar("rows") as progress:
+        with (
+            nullcontext(silent) if console else options.progress_bar("rows") as progress,
+            _answering(fleet, reader, rule, given.id_column, names) as answering,
+        ):
             done = run_batch(
                 reader,
                 given,
                 place,
-                rule=AnswerRule(top_k, threshold, no_answer, min_probability),
+                rule=rule,
                 prediction=into,
                 drop=drop or [],
                 delimiter=delimiter,
@@ -151,12 +188,63 @@ def batch(
                 text=not no_text,
                 progress=progress,
                 note=partial(typer.echo, err=True),
+                **answering,
             )
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or a signal that ends the run
         if given.resumable and not console:
             typer.echo("\nspanqa: interrupted. Run the same command again to go on.", err=True)
         raise
     _say(done, out, as_json, err=console)
+
+
+def _fleet(
+    ray: bool, address: str | None, actors: str | None, gpus: float, cpus: float | None, out: "Place"
+) -> "Fleet | None":
+    """Return what is wanted of Ray; None: nothing."""
+    given = {"--address": address, "--actors": actors, "--gpus-per-actor": gpus or None, "--cpus-per-actor": cpus}
+    if not ray:
+        for name, value in given.items():
+            if value is not None:
+                raise typer.BadParameter("is for --ray", param_hint=name)
+        return None
+    from spanqa.extras import require
+    from spanqa.scale import Fleet
+
+    require("ray")
+    if out.path is None:
+        raise typer.BadParameter("with --ray chunks end in any order; give the name of a file", param_hint="OUT")
+    least, most = _least_and_most(actors)
+    return Fleet(least, most, cpus, gpus, address)
+
+
+def _least_and_most(actors: str | None) -> tuple[int, int | None]:
+    if actors is None:
+        return 1, None
+    numbers = actors.split("-")
+    if len(numbers) > 2 or not all(number.strip().isdecimal() for number in numbers):
+        raise typer.BadParameter(
+            f"{actors!r} is neither a number, such as 4, nor two, such as 1-8", param_hint="--actors"
+        )
+    return int(numbers[0]), int(numbers[-1])
+
+
+@contextmanager
+def _answering(
+    fleet: "Fleet | None", reader: "Reader", rule: "AnswerRule", id: str | None, names: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield what `run_batch` needs to answer on Ray; nothing where the reader answers."""
+    if fleet is None:
+        yield {}
+        return
+    from spanqa.scale import ray_actors
+
+    with (
+        redirect_stdout(
+            sys.stderr
+        ),  # Ray prints what it has to say of its machines; standard output is for the summary
+        ray_actors(reader, fleet, rule=rule, id_column=id, **names) as actors,
+    ):
+        yield {"answering": actors, "setup": actors.setup}
 
 
 def _check_is_another_file(source: str, out: "Place") -> None:

@@ -6,20 +6,27 @@ answering.py   a chunk's answers, by one reader
 outputs.py     answered rows to the output's format
 job.py         chunks; what is done survives anything
 batch.py       all of it: one job from its files to its file
+ray_fleet.py, ray_actors.py   the same chunks on many machines            ray_data.py   a stage for pipelines of Ray Data
 """
 
 from spanqa.scale.answering import AnswerRule, answer_chunks
 from spanqa.scale.batch import Input, Summary, rows_input, run_batch, texts_input
+from spanqa.scale.ray_actors import ray_actors
+from spanqa.scale.ray_data import AnswerRows
+from spanqa.scale.ray_fleet import Fleet
 from spanqa.scale.rows import Place, delimiter_among, place_of
 
 __all__ = [
+    "AnswerRows",
     "AnswerRule",
+    "Fleet",
     "Input",
     "Place",
     "Summary",
     "answer_chunks",
     "delimiter_among",
     "place_of",
+    "ray_actors",
     "rows_input",
     "run_batch",
     "texts_input",

@@ -32,7 +32,23 @@ class AnswerRule:
     min_probability: float = 0.0
 
 
-def chunk_tokens(checkpoint: Checkpoint, backend: Backend, window: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What computes a job's answers; they depend on it as far as rounding goes."""
+
+    backend: str
+    device: str
+    dtype: str
+    layout: str
+
+
+def setup_of(reader: Reader) -> Setup:
+    """Return what a reader computes with. Its device has no number: one GPU computes like the next."""
+    backend = reader.backend
+    return Setup(backend.name, backend.device.partition(":")[0], backend.dtype, reader.layout)
+
+
+def chunk_tokens(checkpoint: Checkpoint, backend: Backend | Setup, window: int) -> int:
     """Return how many tokens a chunk holds: a matter of the model's size, so that every run cuts the same chunks.
 
     The operations for a token are two for each weight of the encoder, and four for each layer, hidden unit and token of a window.

@@ -13,7 +13,7 @@ from spanqa import __version__
 from spanqa.errors import DatasetError, InputError
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
-from spanqa.scale.answering import AnswerRule, answer_chunks, chunk_tokens
+from spanqa.scale.answering import AnswerRule, Setup, answer_chunks, chunk_tokens, setup_of
 from spanqa.scale.job import Chunk, Counts, Identity, Job, Result, bad_line, begin, counts_of, cut_chunks, encoded
 from spanqa.scale.outputs import ANSWER_FIELDS, Layout
 from spanqa.scale.questions import Asked, Columns, asked_of, columns_among
@@ -148,10 +148,12 @@ def run_batch(
     answering: Answering | None = None,
     stream: IO[bytes] | None = None,
     note: Callable[[str], object] = str,
+    setup: Setup | None = None,
 ) -> Summary:
     """Answer all rows and write them to a file; go on with a job that was interrupted.
 
     Where `out` is standard output, they are written to `stream`, chunk by chunk, and `note` is called with a line for each bad row.
+    `answering` takes the place of the reader, whose model and settings it has; `setup` is then what it computes with.
 
     Raises:
         InputError: the output exists, cannot be written, is another job's, or would have a column twice.
@@ -167,14 +169,15 @@ def run_batch(
         given.schema if out.form == "parquet" else None,
     )
     _check_columns(layout, given.columns)
-    most = chunk_tokens(reader.checkpoint, reader.backend, reader.windows.max_seq_length)
+    setup = setup or setup_of(reader)
+    most = chunk_tokens(reader.checkpoint, setup, reader.windows.max_seq_length)
     answering = answering or _by_one(reader, rule, given.id_column)
     if out.path is None:
         counts = _to_stream(
             answering(cut_chunks(given.rows, most), silent), layout, text, stream or _standard_output(), note
         )
         return Summary(counts, 0, time.monotonic() - started, None)
-    identity = _identity(reader, given, layout, rule, most) | {"no_text": not text}
+    identity = _identity(reader, setup, given, layout, rule, most) | {"no_text": not text}
     with begin(out.path, layout, identity, overwrite=overwrite, text=text, resumable=given.resumable) as job:
         before = job.counts.rows
         _run(job, given, most, answering, progress)
@@ -258,14 +261,14 @@ def _check_columns(layout: Layout, columns: Sequence[str] | None) -> None:
         raise InputError(f"There is no column {missing[0]!r} to drop. There are: {', '.join(columns)}.")
 
 
-def _identity(reader: Reader, given: Input, layout: Layout, rule: AnswerRule, most: int) -> Identity:
+def _identity(reader: Reader, setup: Setup, given: Input, layout: Layout, rule: AnswerRule, most: int) -> Identity:
     """Return all that the result depends on."""
     checkpoint = reader.checkpoint
     return {
         "spanqa": __version__,
         "model": checkpoint.weights.sha256,
         "tokenizer": checkpoint.tokenizer.fingerprint,
-        "backend": f"{reader.backend.name} {reader.backend.dtype} {reader.layout}",
+        "backend": f"{setup.backend} {setup.dtype} {setup.layout}",
         "windows": asdict(reader.windows),
         "answers": asdict(reader.answers),
         "calibration": asdict(reader.calibration),

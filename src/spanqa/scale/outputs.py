@@ -129,24 +129,15 @@ class Layout:
                 array = _inferred(values)
             fields.append(pyarrow.field(_sound(name), array.type))
             arrays.append(array)
-        answer = self._answer_type()
+        answer = answer_type()
         fields.append(pyarrow.field(self.prediction, answer))
-        arrays.append(pyarrow.array([_sound(each.prediction) for each in rows], answer))
+        arrays.append(answer_array([each.prediction for each in rows]))
         if self.several:
             fields.append(pyarrow.field(f"{self.prediction}s", pyarrow.list_(answer)))
-            arrays.append(pyarrow.array([list(map(_sound, each.predictions)) for each in rows], fields[-1].type))
+            arrays.append(answers_array([each.predictions for each in rows]))
         sink = pyarrow.BufferOutputStream()
         pyarrow.parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=pyarrow.schema(fields)), sink)
         return bytes(sink.getvalue())
-
-    def _answer_type(self) -> Any:
-        import pyarrow
-
-        fields = [
-            (name, getattr(pyarrow, "float64" if kind == "double" else kind)()) for name, kind in ANSWER_FIELDS.items()
-        ]
-        closest = pyarrow.struct(fields)
-        return pyarrow.struct([("question", pyarrow.string()), *fields, ("closest", closest)])
 
     # --- the whole
 
@@ -193,6 +184,28 @@ class _Lines:
 
     def write(self, line: str) -> None:
         self._text.write(line.removesuffix("\r\n") + "\n")
+def answer_type() -> Any:
+    """Return the type of an answer in Arrow."""
+    import pyarrow
+
+    fields = [
+        (name, getattr(pyarrow, "float64" if kind == "double" else kind)()) for name, kind in ANSWER_FIELDS.items()
+    ]
+    return pyarrow.struct([("question", pyarrow.string()), *fields, ("closest", pyarrow.struct(fields))])
+
+
+def answer_array(answers: Sequence[Mapping[str, Any] | None]) -> Any:
+    """Return answers, as JSON or None, as an array of Arrow."""
+    import pyarrow
+
+    return pyarrow.array(list(map(_sound, answers)), answer_type())
+
+
+def answers_array(answers: Sequence[Sequence[Mapping[str, Any]] | None]) -> Any:
+    """Return lists of answers as an array of Arrow."""
+    import pyarrow
+
+    return pyarrow.array(list(map(_sound, answers)), pyarrow.list_(answer_type()))
 
 
 def json_text(value: Any) -> str:

@@ -1,0 +1,153 @@
+"""What a job wants of Ray: which one, and how many actors of which size."""
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spanqa.errors import BackendError, InputError
+
+_CPUS = 4
+_STORE_BYTES = 200 << 20  # of a Ray that we start; chunks in flight take a few MB, and what is more goes to disk
+_LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, this keeps Ray to 127.0.0.1, as it does by itself on Windows and macOS; _node_ip_address alone does not on Linux."""
+_CONNECT_SECONDS = 10.0
+_OWN_THREADS = ("numpy", "jax")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The actors of a job, each with a model of its own.
+
+    `least` are asked for at once, and more while chunks wait, up to `most`; None: as many as Ray has room for. `cpus` and `gpus` are
+    what Ray sets aside for each: 0.5 puts two actors on one GPU. `cpus` None: 1 beside a GPU, else 4, or all that the largest
+    machine has. `address` is that of a running Ray, "auto" for the one of this machine; None: $RAY_ADDRESS, or else a Ray is started
+    here, on 127.0.0.1 and for as long as the job lasts.
+
+    Raises:
+        InputError: a number is impossible.
+    """
+
+    least: int = 1
+    most: int | None = None
+    cpus: float | None = None
+    gpus: float = 0.0
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.least < 1 or (self.most is not None and self.most < self.least):
+            raise InputError(
+                f"The number of actors is {self.least} to {self.most}; expected at least 1, and the second not below the first."
+            )
+        if self.cpus is not None and not 0 < self.cpus < math.inf:
+            raise InputError(f"cpus is {self.cpus}; expected a number above 0.")
+        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise InputError(f"gpus is {self.gpus}; expected a part of one, such as 0.5, or a whole number.")
+
+
+@contextmanager
+def joined(address: str | None) -> Iterator[bool]:
+    """Join a Ray for the `with` block, or start one, which is then ours alone; its usage is not reported.
+
+    A caller who has joined one already stays in it.
+
+    Raises:
+        BackendError: there is none at the address, or none can be started.
+    """
+    before = sys.modules.get("ray")
+    if before is not None and before.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    how: dict[str, Any] = {"address": address}
+    if address is None:
+        os.environ[_LOOPBACK_ONLY] = "0"
+        how = {"address": "local", "_node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES}
+        how |= {"include_dashboard": False}
+    else:
+        _check_reachable(address)
+    import ray  # it reads the variables now
+
+    at_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**how, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # of many types
+        what = "Ray cannot be started here" if address is None else f"There is no Ray to join at {address!r}"
+        raise BackendError(f"{what}: {error}") from error
+    try:
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own in the place
+            signal.signal(signal.SIGTERM, at_sigterm)
+        if address is None and ray.util.get_node_ip_address() != "127.0.0.1":
+            raise BackendError(
+                "Ray was imported before this job, and would now listen on all addresses of this machine. Call ray.init first."
+            )
+        yield address is None
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Check that something listens at an address, which Ray would go on trying for a quarter of an hour.
+
+    Raises:
+        BackendError: nothing does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise BackendError(
+            f"There is no Ray to join at {address!r}: {error.strerror or error}. `ray status --address {address}` on a machine of the "
+            "cluster shows whether it runs."
+        ) from error
+
+
+def with_room(fleet: Fleet, *, alone: bool) -> Fleet:
+    """Return the fleet with its numbers filled in from the machines of Ray; `alone`: no machine will ever be added.
+
+    Raises:
+        BackendError: Ray is alone and has no room for the least number of actors.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus = fleet.cpus or (1.0 if fleet.gpus else min(_CPUS, max(node.get("CPU", 0.0) for node in nodes) or 1.0))
+    room = sum(
+        int(min(node.get("CPU", 0.0) / cpus, node.get("GPU", 0.0) / fleet.gpus if fleet.gpus else math.inf))
+        for node in nodes
+    )
+    if alone and room < fleet.least:
+        raise BackendError(
+            f"{wanted(fleet.least, cpus, fleet.gpus)}, but this machine has room for {room}: {total()}. Ask for less, or "
+            "join a Ray of more machines: --address."
+        )
+    most = fleet.most or max(fleet.least, room)
+    return replace(fleet, cpus=cpus, most=min(most, room) if alone else most)
+
+
+def wanted(actors: int, cpus: float | None, gpus: float) -> str:
+    """Return what is wanted, for a message."""
+    each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+    return f"Wanted are {actors} actors of {each}"
+
+
+def total() -> str:
+    """Return what there is, for a message."""
+    import ray
+
+    found = ray.cluster_resources()
+    return f"Ray has {found.get('CPU', 0):g} CPU and {found.get('GPU', 0):g} GPU in all"
+
+
+def threads_of(backend: str, cpus: float) -> int | None:
+    """Return how many threads a reader has beside so many CPUs; None for backends whose library Ray tells by OMP_NUM_THREADS."""
+    return None if backend in _OWN_THREADS else max(1, int(cpus))
