@@ -26,10 +26,10 @@ HEADERS = {"Content-Type": "application/json"}
 SKIPPED = 77
 
 
-def use_environment() -> None:
-    """Go on in the development environment, which has spanqa's packages."""
-    if Path(sys.prefix).resolve() != PYTHON.parents[1].resolve():
-        os.execv(PYTHON, [str(PYTHON), *sys.argv])
+def use_environment(python: Path = PYTHON) -> None:
+    """Go on in the development environment, or another one that has spanqa's packages."""
+    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+        os.execv(python, [str(python), *sys.argv])
     os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 
@@ -53,7 +53,7 @@ class Served:
 
     def __init__(self, port: int, *options: str) -> None:
         self.port = port
-        command = [PYTHON, "-m", "spanqa", "serve", "--port", str(port), *options]
+        command = [sys.executable, "-m", "spanqa", "serve", "--port", str(port), *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
