@@ -5,6 +5,7 @@ The replicas are real applications in this process. scripts/platforms/serve-ray 
 
 import asyncio
 import json
+import re
 import subprocess
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -362,6 +363,13 @@ class _socket:
         return ("127.0.0.1", 8000)
 
 
+def test_a_model_that_is_not_there_is_missed_before_ray_is_started(
+    ran: list[Any], command: Command, tmp_path: Path
+) -> None:
+    refused = command("serve", "--ray", "--model", tmp_path / "nowhere")
+    assert (refused.returncode, "nowhere" in refused.stderr, ran) == (1, True, [])
+
+
 def test_options_are_one_model_and_its_settings(ran: list[Any], command: Command) -> None:
     options = (
         "--model",
@@ -427,4 +435,20 @@ def test_options_of_ray_alone_are_refused(command: Command, option: tuple[str, s
 def test_a_model_whose_folder_is_no_name_needs_one(ran: list[Any], command: Command) -> None:
     refused = command("serve", "--ray", "--model", "models/my model")
     assert "models.0.name is 'my model'" in refused.stderr
-    assert command("serve", "--ray", "--model", "models/my model", "--name", "mine").returncode == 0
+    named = command("serve", "--ray", "--model", "models/my model", "--name", "mine", "--address", "auto")
+    assert (named.returncode, ran[0][0].models[0].name) == (0, "mine")
+
+
+# --- the guide
+
+
+def test_the_config_files_of_the_guide_can_be_used() -> None:
+    import yaml
+
+    text = (Path(__file__).parents[1] / "docs" / "guide" / "ray.md").read_text("utf-8")
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    mine = [block for block in blocks if "models" in block or "applications" in block]
+    assert len(mine) == 2
+    for block in mine:
+        config = ray_config(block["applications"][0]["args"] if "applications" in block else block)
+        assert cli.settings_of(config.model_copy(update={"key_file": None})).max_wait == 2

@@ -24,6 +24,7 @@ import typer
 from pydantic import ConfigDict, ValidationError, create_model
 from starlette.types import ASGIApp
 
+from spanqa.checkpoint import find
 from spanqa.cli import options
 from spanqa.cli.serve import NOT_OPTIONS, make_service, open_browser, refuse, speaker
 from spanqa.errors import InputError, ServerError
@@ -148,6 +149,7 @@ def serve_on_ray(given: Mapping[str, Any]) -> None:
 
     Raises:
         InputError: an option or a field of the config file cannot be used, or the address cannot be had.
+        CheckpointError: there is no such model.
         ServerError: Ray cannot be reached or cannot run the application.
         NotInstalledError: Ray is not installed.
     """
@@ -173,6 +175,8 @@ def serve_on_ray(given: Mapping[str, Any]) -> None:
     if not address:
         with listening(listen) as sockets:  # only to see that it can be had: Ray would try for long
             url = urls(sockets)[0]
+        for model in config.models:
+            find(model.model, model.revision)  # of a cluster, another node may have it
     _run(config, settings, listen, address, url, say, when_ready)
 
 
