@@ -22,7 +22,7 @@ httpx = pytest.importorskip("httpx")
 from spanqa.cli import ray_serve as cli
 from spanqa.errors import InputError, QueueFullError
 from spanqa.reader import Reader
-from spanqa.scale.forward import Forward, ReplicaLostError, Reply, Sent, answer, refusal, routed
+from spanqa.scale.forward import Forward, ReplicaLostError, Reply, Sent, answer, collect, refusal, routed
 from spanqa.scale.ray_config import RayModel, ray_config, read_ray_config
 from spanqa.serve import ServeSettings, Service, make_app
 from spanqa.serve.guard import PROBES, Guard
@@ -202,30 +202,58 @@ def test_probes_say_that_a_busy_server_lives() -> None:
     assert info.status_code == 429
 
 
-def test_a_client_that_goes_ends_the_work_of_the_replica() -> None:
-    ended = []
+async def cancelled_when(work: Awaitable[Any], begun: Callable[[], object]) -> None:
+    task = asyncio.ensure_future(work)
+    while not begun():
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
-    async def main() -> None:
-        started = asyncio.Event()
 
-        async def waits(sent: Sent) -> Reply:
-            started.set()
-            try:
-                return await slow(sent)
-            finally:
-                ended.append(True)
+def test_a_client_that_goes_ends_the_wait_for_a_replica() -> None:
+    seen = []
 
-        task = asyncio.create_task(answer(ingress({"one": waits}), Sent("POST", "/predict", body=b"{}", headers=JSON)))
-        await started.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    async def waits(sent: Sent) -> Reply:
+        seen.append("begun")
+        try:
+            return await slow(sent)
+        finally:
+            seen.append("ended")
 
-    asyncio.run(main())
-    assert ended == [True]
+    sent = Sent("POST", "/predict", body=b"{}", headers=JSON)
+    app = ingress({"one": waits})
+    asyncio.run(cancelled_when(collect(app, *asgi(sent)), lambda: seen))
+    assert seen == ["begun", "ended"]
+
+
+def test_a_replica_whose_client_has_gone_says_so_and_stops(mini: Reader) -> None:
+    service = Service(name="one")
+    service.start(mini)
+    app = make_app(service)
+    body = json.dumps({"question": "Who built the pier?", "passages": [PASSAGE * 5000]}).encode()
+    sent = Sent("POST", "/v1/answers", body=body, headers=JSON)
+    asyncio.run(cancelled_when(answer(app, sent), lambda: service.queue.requests))
+    assert service.queue.requests == 0
+    [metrics] = talk(app, ("GET", "/metrics", None))
+    assert 'spanqa_requests_total{code="499",route="/v1/answers"} 1.0' in metrics.text
 
 
 JSON = ((b"content-type", b"application/json"), (b"content-length", b"2"))
+
+
+def asgi(sent: Sent) -> tuple[dict[str, Any], Callable[[], Awaitable[Any]]]:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": sent.body, "more_body": False}
+
+    scope = {
+        "type": "http",
+        "method": sent.method,
+        "path": sent.path,
+        "headers": list(sent.headers),
+        "query_string": b"",
+    }
+    return scope, receive
 
 
 # --- the guard before the replicas

@@ -128,8 +128,8 @@ def counted(port: int, name: str) -> float:
 class Load:
     """Clients that ask one question after the other; half of them keep their connection. `outcomes` counts statuses and errors."""
 
-    def __init__(self, port: int, clients: int = 8, pause: float = 0.05) -> None:
-        self.port, self.pause = port, pause
+    def __init__(self, port: int, clients: int = 8, pause: float = 0.05, timeout: float = 30) -> None:
+        self.port, self.pause, self.timeout = port, pause, timeout
         self.outcomes: Counter[str] = Counter()
         self.slowest = 0.0
         self._stop = threading.Event()
@@ -154,7 +154,7 @@ class Load:
         return self.outcomes.total() - self.answered
 
     def _ask(self, keep: bool) -> None:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         while not self._stop.wait(self.pause):
             began = time.monotonic()
             try:

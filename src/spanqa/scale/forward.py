@@ -65,8 +65,12 @@ Ask = Callable[[Sent], Awaitable[Reply]]
 """Have a request answered by some replica of a model. Raises QueueFullError and ReplicaLostError."""
 
 
+GONE_SECONDS = 5.0
+"""So long may an application take to end a request whose client has gone."""
+
+
 async def answer(app: ASGIApp, sent: Sent) -> Reply:
-    """Let an application answer a request in this process. It is never told that the client has gone: this task is cancelled then."""
+    """Let an application answer a request in this process. When this task is cancelled, it is told that the client has gone."""
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -82,14 +86,22 @@ async def answer(app: ASGIApp, sent: Sent) -> Reply:
         "server": sent.server,
         "state": {},
     }
-    bodies = [sent.body]
+    bodies, gone = [sent.body], asyncio.Event()
 
     async def receive() -> Message:
-        if not bodies:
-            await asyncio.Event().wait()
-        return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
-    return await collect(app, scope, receive)
+    task = asyncio.ensure_future(collect(app, scope, receive))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        gone.set()
+        await asyncio.wait([task], timeout=GONE_SECONDS)
+        task.cancel()
+        raise
 
 
 async def collect(app: ASGIApp, scope: Scope, receive: Receive) -> Reply:
