@@ -194,14 +194,15 @@ def _run(
         from ray import serve
 
         say(f"Ray is {'joined' if address else 'started'}; the application is being started.")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        _compare_with_need(config, say)
         http = {"host": listen.host, "port": listen.port, "keep_alive_timeout_s": int(listen.keep_alive)}
         serve.start(proxy_location="EveryNode", http_options=http, logging_config={"enable_access_log": False})
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             try:
                 serve.run(_application(config, settings), name=NAME, route_prefix="/")
             except RuntimeError as error:
-                raise ServerError(f"Ray could not start the application: {_reason(error)}") from None
+                raise ServerError(f"Ray could not start the application: {_reason(_failure() or error)}") from None
             ended = threading.Event()
             with signals(lambda delay: ended.set(), 0.0, lambda number: os._exit(128 + number)):
                 names = ", ".join(each.name for each in config.models)
@@ -245,6 +246,19 @@ def _ray(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _compare_with_need(config: RayConfig, say: Callable[[str], None]) -> None:
+    """Say so where Ray has too little for the first replicas: it waits without a word, until somebody adds a machine."""
+    import ray
+
+    there = ray.cluster_resources()
+    for what, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        needed = sum(each.min_replicas * getattr(each, field) for each in config.models)
+        if needed > there.get(what, 0):
+            say(
+                f"Warning: min_replicas of all models need {needed:g} {what}s, and Ray has {there.get(what, 0):g}. It waits for more."
+            )
+
+
 def _check_it_runs() -> None:
     """Check that the application is still there.
 
@@ -260,7 +274,16 @@ def _check_it_runs() -> None:
         raise ServerError(f"The application {NAME!r} failed: {found.message}")
 
 
-def _reason(error: Exception) -> str:
+def _failure() -> str:
+    """Return what Ray says of replicas that could not be made, or "" where it says nothing."""
+    from ray import serve
+
+    found = serve.status().applications.get(NAME)
+    says = [] if found is None else [each.message for each in found.deployments.values() if "rror" in each.message]
+    return says[0] if says else ""
+
+
+def _reason(error: object) -> str:
     """Return the last line of a message that may hold tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
