@@ -85,7 +85,7 @@ class RayModel(_Strict):
 class RayConfig(_Strict):
     """Models by name, and what holds for all of them. `settings` are the fields of `ServeSettings`, which the command line checks."""
 
-    models: Annotated[tuple[RayModel, ...], Field(min_length=1)]
+    models: tuple[RayModel, ...]
     """The first one is also found without a name."""
     settings: dict[str, JsonValue] = {}
     key_file: str | None = None
@@ -98,6 +98,8 @@ class RayConfig(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "RayConfig":
+        if not self.models:
+            raise ValueError("models: there is none; expected at least one")
         names = [each.name for each in self.models]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
