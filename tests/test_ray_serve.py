@@ -410,10 +410,14 @@ def test_options_are_one_model_and_its_settings(ran: list[Any], command: Command
         "1.5",
         "--allowed-host",
         "qa.example",
+        "--verify-key",
+        "a.pem",
     )
     assert command("serve", "--ray", *options, "--port", "9000", "--address", "10.0.0.1:6379").returncode == 0
     [(config, settings, listen, address, *_)] = ran
-    assert config.models == (RayModel(name="some-model", model="hub/some-model", dtype="int8", threads=2),)
+    assert config.models == (
+        RayModel(name="some-model", model="hub/some-model", dtype="int8", threads=2, verify_key=("a.pem",)),
+    )
     assert settings == ServeSettings(max_wait=1.5, hosts=("qa.example",))
     assert (listen.port, address) == (9000, "10.0.0.1:6379")
 

@@ -48,7 +48,7 @@ OBJECTS = 100_000_000
 """Bytes of the object store of a Ray of its own; bodies of more than 100 kB pass through it."""
 
 OF_MODEL = (
-    "model", "revision", "backend", "device", "dtype", "threads", "max_seq_length", "overlap", "max_answer_tokens",
+    "model", "revision", "verify_key", "backend", "device", "dtype", "threads", "max_seq_length", "overlap", "max_answer_tokens",
 )  # fmt: skip
 """Options that are fields of `RayModel` and arguments of `load_reader`."""
 
@@ -96,7 +96,7 @@ def _make(model: RayModel, settings: ServeSettings, log_format: LogFormat) -> Se
     app = make_app(service)
     for prepare in service.when_loading:
         prepare()
-    of_model = {name: getattr(model, name) for name in OF_MODEL}
+    of_model = {name: getattr(model, name) for name in OF_MODEL} | {"verify_key": list(model.verify_key) or None}
     if model.threads is None and not model.num_gpus and model.backend not in ("numpy", "jax"):
         of_model["threads"] = max(1, int(model.num_cpus))
     reader = options.load_reader(**of_model)
@@ -139,7 +139,7 @@ def config_of(given: Mapping[str, Any]) -> RayConfig:
         hosts=tuple(given["allowed_host"] or ()),
         cors_origins=tuple(given["cors_origin"] or ()),
     )
-    model = {"name": name, **{each: given[each] for each in OF_MODEL}}
+    model = {"name": name, **{each: given[each] for each in OF_MODEL}, "verify_key": given["verify_key"] or []}
     values = {"settings": asdict(settings), "log_format": given["log_format"], "drain_timeout": given["drain_timeout"]}
     return ray_config({"models": [model], **values}, "What the options say")
 

@@ -39,6 +39,8 @@ class RayModel(_Strict):
     model: str = "spanqa-mini"
     """Name of a bundled model, a folder that every node has, or a Hugging Face hub id."""
     revision: str | None = None
+    verify_key: tuple[str, ...] = ()
+    """Load the model only if it was signed with one of these, as with --verify-key."""
     backend: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
