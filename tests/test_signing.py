@@ -93,7 +93,7 @@ def test_a_signed_model_loads_with_one_of_the_keys(signed: Path, keys: Path) -> 
         with pickle.loads(pickle.dumps(reader)) as again:
             assert again.ask("who?", "anna built it", no_answer="off") == answer
         (signed / "config.json").write_bytes((signed / "config.json").read_bytes() + b"\n")
-        with pytest.raises(SignatureError, match="changed: config.json"):
+        with pytest.raises(SignatureError, match=r"changed: config\.json"):
             pickle.loads(pickle.dumps(reader))
 
 

@@ -26,10 +26,10 @@ HEADERS = {"Content-Type": "application/json"}
 SKIPPED = 77
 
 
-def use_environment() -> None:
-    """Go on in the development environment, which has spanqa's packages."""
-    if Path(sys.prefix).resolve() != PYTHON.parents[1].resolve():
-        os.execv(PYTHON, [str(PYTHON), *sys.argv])
+def use_environment(python: Path = PYTHON) -> None:
+    """Go on in the development environment, or another one that has spanqa's packages."""
+    if Path(sys.prefix).resolve() != python.parents[1].resolve():
+        os.execv(python, [str(python), *sys.argv])
     os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 
@@ -53,7 +53,7 @@ class Served:
 
     def __init__(self, port: int, *options: str) -> None:
         self.port = port
-        command = [PYTHON, "-m", "spanqa", "serve", "--port", str(port), *options]
+        command = [sys.executable, "-m", "spanqa", "serve", "--port", str(port), *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
@@ -128,8 +128,8 @@ def counted(port: int, name: str) -> float:
 class Load:
     """Clients that ask one question after the other; half of them keep their connection. `outcomes` counts statuses and errors."""
 
-    def __init__(self, port: int, clients: int = 8, pause: float = 0.05) -> None:
-        self.port, self.pause = port, pause
+    def __init__(self, port: int, clients: int = 8, pause: float = 0.05, timeout: float = 30) -> None:
+        self.port, self.pause, self.timeout = port, pause, timeout
         self.outcomes: Counter[str] = Counter()
         self.slowest = 0.0
         self._stop = threading.Event()
@@ -154,7 +154,7 @@ class Load:
         return self.outcomes.total() - self.answered
 
     def _ask(self, keep: bool) -> None:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
         while not self._stop.wait(self.pause):
             began = time.monotonic()
             try:

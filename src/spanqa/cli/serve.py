@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import fields
 from functools import partial
@@ -88,15 +88,43 @@ def serve(
             rich_help_panel="Addresses and processes",
         ),
     ] = False,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", help="Serve on Ray: replicas on all its machines, as many as are needed.", rich_help_panel="Ray"
+        ),
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster to join, such as 10.0.0.1:6379 or auto. Default: what RAY_ADDRESS says, or a Ray of its own.",
+            rich_help_panel="Ray",
+        ),
+    ] = None,
+    ray_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML or JSON: models, replicas, settings. Default: what the options say.",
+            rich_help_panel="Ray",
+        ),
+    ] = None,
     **values: Any,
 ) -> None:
     """Answer questions over HTTP, and show a page to try it.
 
     It listens on this machine only, unless --host says otherwise. TLS ends at a proxy.
     """
+    given = locals() | values
     from spanqa.extras import require
 
     require("serve")
+    if ray:
+        from spanqa.cli.ray_serve import serve_on_ray
+
+        serve_on_ray(given)
+        return
+    refuse(given, ("address", "ray_config"), "it is for --ray")
     from spanqa.serve.logs import configure
     from spanqa.serve.server import run
 
@@ -124,17 +152,30 @@ def serve(
         overlap=overlap,
         max_answer_tokens=max_answer_tokens,
     )
-    log = logging.getLogger("spanqa.serve")
-    say, warn = (log.info, log.warning) if log_format == "json" else (_say, _say)
-    if not listen.local and not settings.keys:
-        warn(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
-    make = partial(_make_service, settings, name, log_format)
-    code = run(make, load, listen, say=say, when_ready=_open_browser if open_page else lambda url: None)
+    say = speaker(log_format, listen, settings)
+    make = partial(make_service, settings, name, log_format)
+    code = run(make, load, listen, say=say, when_ready=open_browser if open_page else lambda url: None)
     if code:
         raise typer.Exit(code)
 
 
-def _make_service(settings: ServeSettings, name: str, log_format: Literal["text", "json"]) -> "Service":
+def refuse(given: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    """Refuse options that were given, and have no meaning now."""
+    for name in names:
+        if (given[name] or None) != (inspect.signature(serve).parameters[name].default or None):
+            raise typer.BadParameter(why, param_hint=f"--{name.replace('_', '-')}")
+
+
+def speaker(log_format: str, listen: ServerOptions, settings: ServeSettings) -> Callable[[str], None]:
+    """Return what shows lines to people, after a warning where everyone may ask."""
+    log = logging.getLogger("spanqa.serve")
+    say, warn = (log.info, log.warning) if log_format == "json" else (_say, _say)
+    if not listen.local and not settings.keys:
+        warn(f"Warning: everyone who can reach {listen.host} may ask. Give --key-file, or listen on 127.0.0.1.")
+    return say
+
+
+def make_service(settings: ServeSettings, name: str, log_format: Literal["text", "json"]) -> "Service":
     """Return what a process serves; called once in each of them."""
     from spanqa.explain.attribute import attribute
     from spanqa.serve.logs import configure
@@ -158,7 +199,8 @@ def _say(line: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"spanqa: {line}", markup=False)
 
 
-def _open_browser(url: str) -> None:
+def open_browser(url: str) -> None:
+    """Open the page."""
     import webbrowser
 
     threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

@@ -184,6 +184,8 @@ class _Lines:
 
     def write(self, line: str) -> None:
         self._text.write(line.removesuffix("\r\n") + "\n")
+
+
 def answer_type() -> Any:
     """Return the type of an answer in Arrow."""
     import pyarrow

@@ -7,7 +7,7 @@ because a chunk that kills its actor must end the job: Ray Data would repeat it 
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ from spanqa.scale.answering import AnswerRule, Setup, answer_chunks, setup_of
 from spanqa.scale.job import Chunk, Result
 from spanqa.scale.ray_fleet import Fleet, joined, threads_of, total, wanted, with_room
 from spanqa.scale.rows import BadRow
+from spanqa.signing import VerifyKey, as_keys
 
 IN_FLIGHT = 2
 """Chunks that an actor has at a time: one that it answers, and the next."""
@@ -46,6 +47,7 @@ def ray_actors(
     dtype: str = "auto",
     revision: str | None = None,
     threads: int | None = None,
+    verify_key: VerifyKey | Sequence[VerifyKey] | None = None,
 ) -> "Iterator[Actors]":
     """Start actors that answer chunks as `reader` would, and stop them at the end of the `with` block.
 
@@ -76,6 +78,7 @@ def ray_actors(
         "dtype": dtype,
         "revision": revision,
         "threads": threads,
+        "verify_key": as_keys(verify_key),
     }
     with joined(fleet.address) as ours:
         actors = Actors(with_room(fleet, alone=ours), load, reader, rule, id_column)

@@ -14,6 +14,7 @@ from spanqa.scale.outputs import Answered, answer_array, answers_array
 from spanqa.scale.questions import asked_of, columns_among
 from spanqa.scale.ray_fleet import threads_of
 from spanqa.scale.rows import BadRow, Row
+from spanqa.signing import VerifyKey
 
 
 class AnswerRows:
@@ -48,12 +49,19 @@ class AnswerRows:
         dtype: str = "auto",
         revision: str | None = None,
         threads: int | None = None,
+        verify_key: VerifyKey | Sequence[VerifyKey] | None = None,
     ) -> None:
         cpus = _assigned_cpus()
         if threads is None and cpus is not None:
             threads = threads_of(backend, cpus)
         self._reader = Reader.load(
-            model, backend=backend, device=device, dtype=dtype, revision=revision, threads=threads
+            model,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            threads=threads,
+            verify_key=verify_key,
         )
         self._question, self._context, self._asks, self._into, self._rule = question, context, asks, into, rule
 
