@@ -2,11 +2,14 @@
 
     SPANQA_DATA=... python benchmarks/batch_jobs.py throughput --out benchmarks/results/batch-throughput.json
     python benchmarks/batch_jobs.py memory --out benchmarks/results/batch-memory.json
+    SPANQA_DATA=... python benchmarks/batch_jobs.py steps --rows 1000 --out benchmarks/results/batch-steps.json
 
 throughput   5,000 rows of the SQuAD 2.0 development set, in five files. `run_batch`, from file to file, and `ask_many` on the same
              rows in memory take turns, with a reader each; which of them begins changes.
 memory       a file of 1 GB of JSON Lines, made of random words, in a process with an address space of 600 MB. In the place of the
              engine's backend there is one that answers at once, as if it were infinitely fast; all else is real.
+steps        from one process to Ray: the same job with no Ray, with one actor that has all cores, and with one for each core, in the
+             environment of scripts/make_ray_env. `start` is what the command takes beside the job itself: Python, Ray, the model.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -104,6 +108,62 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+def steps(arguments: argparse.Namespace) -> dict[str, Any]:
+    from side_by_side import MINI, choose_examples, processor
+
+    found = subprocess.run([ROOT / "scripts" / "make_ray_env", "--find"], capture_output=True, text=True, check=True)
+    python = Path(found.stdout.strip()) / "bin" / "python"
+    cores = os.cpu_count() or 1
+    ways = {
+        "no Ray": [],
+        "one actor": ["--ray", "--actors", "1", "--cpus-per-actor", str(cores)],
+        "an actor for each core": ["--ray", "--actors", str(cores), "--cpus-per-actor", "1"],
+    }
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "in.jsonl")
+        examples = choose_examples("squad", arguments.rows, shuffle=True)
+        source.write_text("".join(json.dumps({"question": e.question, "context": e.passage}) + "\n" for e in examples))
+        written = set()
+        for turn in range(3):
+            for name, options in ways.items():
+                out = Path(folder, f"{turn}-{name.replace(' ', '-')}.jsonl")
+                command = [
+                    python,
+                    "-m",
+                    "spanqa",
+                    "batch",
+                    source,
+                    out,
+                    "--model",
+                    MINI,
+                    "--dtype",
+                    arguments.dtype,
+                    "--json",
+                ]
+                started = time.perf_counter()
+                done = subprocess.run([*map(str, command), *options], stdout=subprocess.PIPE, text=True, check=True)
+                wall, summary = time.perf_counter() - started, json.loads(done.stdout)
+                rows[name].append({"seconds": summary["seconds"], "start": wall - summary["seconds"]})
+                written.add(out.read_bytes())
+                print(f"{turn + 1}, {name}: {rows[name][-1]}", flush=True)
+    return {
+        "rows": arguments.rows,
+        "dtype": arguments.dtype,
+        "processor": processor(),
+        "cores": cores,
+        "ways": {
+            name: {
+                "rows_per_s": arguments.rows / statistics.median(each["seconds"] for each in runs),
+                "start_s": statistics.median(each["start"] for each in runs),
+                "runs": runs,
+            }
+            for name, runs in rows.items()
+        },
+        "different_files": len(written),
+    }
+
+
 def write_rows(path: Path, size: int) -> int:
     """Write rows of random words until the file has this size; return their number."""
     chance = random.Random(0)
@@ -152,7 +212,7 @@ def main() -> None:
     """Run one of the parts, print its record, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("throughput", "memory"):
+    for name in ("throughput", "memory", "steps"):
         part = parts.add_parser(name)
         part.add_argument("--out", type=Path)
         part.add_argument("--rows", type=int, default=5000)

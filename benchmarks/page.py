@@ -82,6 +82,7 @@ def render() -> str:
         ("serve-load", serve_load),
         ("batch-throughput", batch_throughput),
         ("batch-memory", batch_memory),
+        ("batch-steps", batch_steps),
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
@@ -444,6 +445,19 @@ def batch_memory(record: dict[str, Any]) -> str:
 {record["rows"]:,} rows, {record["bytes"] / 1e6:,.0f} MB of JSON Lines, in a process that may have {record["address_space"] / 1e6:.0f} MB of address space, with a
 backend that answers at once in the place of the model: all rows came out, and the process took {record["peak_rss"] / 1e6:.0f} MB at most.
 """
+
+
+def batch_steps(record: dict[str, Any]) -> str:
+    rows = [[name, f"{way['rows_per_s']:.1f}", f"{way['start_s']:.1f}"] for name, way in record["ways"].items()]
+    same = (
+        "the same bytes each time" if record["different_files"] == 1 else f"{record['different_files']} different files"
+    )
+    return f"""### From one process to Ray
+
+`spanqa batch` on {record["rows"]:,} rows in {record["dtype"]}, with and without `--ray`, on one machine of {record["cores"]} cores, so that Ray can only cost here:
+medians of three runs; {same}. `start` is what the command takes beside the job: Python, Ray and the model.
+
+{table(("", "rows/s", "start, s"), rows)}"""
 
 
 def explain_page(record: dict[str, Any]) -> str:
