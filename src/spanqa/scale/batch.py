@@ -245,6 +245,8 @@ def _check_columns(layout: Layout, columns: Sequence[str] | None) -> None:
     Raises:
         InputError: one is, or is not.
     """
+    if not layout.prediction.strip() or not layout.prediction.isprintable():
+        raise InputError(f"--into is {layout.prediction!r}; expected the name of a column.")
     if columns is None:
         return
     kept = [name for name in columns if name not in layout.dropped]
