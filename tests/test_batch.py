@@ -26,8 +26,9 @@ from spanqa.reader import Reader
 from spanqa.scale import answer_chunks, batch, job, rows
 from spanqa.scale.answering import AnswerRule, chunk_tokens
 from spanqa.scale.job import Chunk, Result, cut_chunks
+from spanqa.scale.places import place_of
 from spanqa.scale.questions import Asked
-from spanqa.scale.rows import BadRow, Row, place_of, read_rows
+from spanqa.scale.rows import BadRow, Row, read_rows
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,5 +1,6 @@
 """Batch jobs over files, and more than one machine.
 
+places.py      what a file's name stands for, and its bytes
 rows.py        a file's rows, one at a time: JSON Lines, CSV, Parquet
 questions.py   a row's questions and texts            texts.py   questions of many texts
 answering.py   a chunk's answers, by one reader
@@ -11,10 +12,11 @@ ray_fleet.py, ray_actors.py   the same chunks on many machines            ray_da
 
 from spanqa.scale.answering import AnswerRule, answer_chunks
 from spanqa.scale.batch import Input, Summary, rows_input, run_batch, texts_input
+from spanqa.scale.places import Place, place_of
 from spanqa.scale.ray_actors import ray_actors
 from spanqa.scale.ray_data import AnswerRows
 from spanqa.scale.ray_fleet import Fleet
-from spanqa.scale.rows import Place, delimiter_among, place_of
+from spanqa.scale.rows import delimiter_among
 
 __all__ = [
     "AnswerRows",

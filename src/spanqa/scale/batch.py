@@ -16,8 +16,9 @@ from spanqa.reader import Reader
 from spanqa.scale.answering import AnswerRule, Setup, answer_chunks, chunk_tokens, setup_of
 from spanqa.scale.job import Chunk, Counts, Identity, Job, Result, bad_line, begin, counts_of, cut_chunks, encoded
 from spanqa.scale.outputs import ANSWER_FIELDS, Layout
+from spanqa.scale.places import Place
 from spanqa.scale.questions import Asked, Columns, asked_of, columns_among
-from spanqa.scale.rows import BadRow, Place, Row, all_columns, columns_of, parquet_schema, read_rows, survey
+from spanqa.scale.rows import BadRow, Row, all_columns, columns_of, parquet_schema, read_rows, survey
 from spanqa.scale.texts import Chosen, asked_of_texts
 
 Answering = Callable[[Iterable[Chunk], Progress], Iterator[Result]]

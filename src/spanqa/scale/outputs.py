@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spanqa.scale.rows import Place, Row
+from spanqa.scale.places import Place
+from spanqa.scale.rows import Row
 
 ANSWER_FIELDS: Mapping[str, str] = {
     "text": "string",

@@ -4,29 +4,20 @@ A row that cannot be read is a `BadRow`, and the rows behind it are read. Memory
 """
 
 import csv
-import gzip
 import hashlib
 import io
 import json
-import os
 import re
-import stat
-import sys
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any
 
 from spanqa.errors import DatasetError
 from spanqa.extras import require
-from spanqa.files import read_standard_input
+from spanqa.scale.places import Place, decompressed, opened
 from spanqa.tables import delimiter_of
-
-Form = Literal["jsonl", "csv", "tsv", "parquet"]
-Compression = Literal["", "gz", "zst"]
 
 LONGEST = 32 << 20
 """Bytes of the longest line, or characters of the longest cell. A longer one is a bad row."""
@@ -34,9 +25,6 @@ LONGEST = 32 << 20
 SHOWN = 1000
 """Characters of a row that is too long which are kept, so that it can be found again."""
 
-_OTHER_NAMES: Mapping[str, Form] = {"ndjson": "jsonl"}
-_GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
-_UTF_16_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _PIECE = 1 << 20
 _SEPARATOR = re.compile(r'"?sep=.?"?\s*', re.IGNORECASE)  # a first line for Excel
 _PARQUET_ROWS = 64  # read at a time
@@ -65,45 +53,6 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A file of rows, or standard input or output where `path` is None, and the format that its name stands for."""
-
-    path: Path | None
-    form: Form
-    compression: Compression = ""
-
-    @property
-    def name(self) -> str:
-        return "standard input" if self.path is None else str(self.path)
-
-
-def place_of(name: str) -> Place:
-    """Return what a file's name stands for; "-" is standard input or output, in JSON Lines.
-
-    Raises:
-        DatasetError: the ending is of no format of rows.
-    """
-    if name == "-":
-        return Place(None, "jsonl")
-    parts = Path(name).name.lower().split(".")
-    compression: Compression = "gz" if parts[-1] == "gz" else "zst" if parts[-1] == "zst" else ""
-    ending = parts[-2 if compression else -1] if len(parts) > (2 if compression else 1) else ""
-    form = _OTHER_NAMES.get(ending, ending)
-    if form not in get_args(Form):
-        hint = " Make an array one object a line with: jq -c '.[]' FILE" if ending == "json" else ""
-        raise DatasetError(
-            f"{name!r} has the ending of no format of rows. Expected .jsonl, .ndjson, .csv, .tsv or .parquet, also with .gz or .zst.{hint}"
-        )
-    if form == "parquet" and compression:
-        raise DatasetError(f"{name!r}: Parquet is compressed inside. Leave out .{compression}.")
-    if form == "parquet":
-        require("parquet")
-    if compression == "zst":
-        require("zstd")
-    return Place(Path(name), cast(Form, form), compression)
-
-
-@dataclass(frozen=True, slots=True)
 class Survey:
     """What identifies a file: its sha256 and its size in bytes; and how many lines, or in Parquet rows, it has."""
 
@@ -119,14 +68,14 @@ def survey(place: Place) -> Survey:
         DatasetError: it cannot be read, or is damaged.
     """
     assert place.path is not None
-    with _opened(place.path) as file:
+    with opened(place.path) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     if place.form == "parquet":
         with _parquet(place) as table:
             return Survey(sha256, size, table.metadata.num_rows)
     lines, last = 0, b"\n"
-    with _decompressed(place) as stream:
+    with decompressed(place) as stream:
         while piece := stream.read(_PIECE):
             lines, last = lines + piece.count(b"\n"), piece[-1:]
     return Survey(sha256, size, lines + (last != b"\n"))
@@ -143,13 +92,13 @@ def columns_of(place: Place) -> list[str] | None:
     if place.form == "parquet":
         with _parquet(place) as table:
             return _checked(table.schema_arrow.names, place)
-    with _decompressed(place) as stream, _text(stream) as text:
+    with decompressed(place) as stream, _text(stream) as text:
         return _csv_head(text, place)[0]
 
 
 def delimiter_among(place: Place) -> str:
     """Return the character between the cells of a table."""
-    with _decompressed(place) as stream, _text(stream) as text:
+    with decompressed(place) as stream, _text(stream) as text:
         return delimiter_of(_first_line(_Lines(text)))
 
 
@@ -170,72 +119,12 @@ def read_rows(place: Place) -> Iterator[Row | BadRow]:
     if place.form == "parquet":
         yield from _parquet_rows(place)
         return
-    with _decompressed(place) as stream:
+    with decompressed(place) as stream:
         if place.form == "jsonl":
             yield from _json_rows(stream)
             return
         with _text(stream) as text:
             yield from _csv_rows(text, place)
-
-
-# --- bytes
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise DatasetError(f"File {str(path)!r} does not exist. Check the name, or give the full path.") from None
-    except OSError as error:
-        raise DatasetError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise DatasetError(
-                f"{str(path)!r} is no plain file, so that it cannot be read twice. Use - to read a pipe."
-            )
-        yield file
-
-
-@contextmanager
-def _decompressed(place: Place) -> Iterator[IO[bytes]]:
-    """Open a file of text; its first bytes say how it is compressed, whatever it is called."""
-    if place.path is None:
-        if sys.stdin is None:
-            read_standard_input()  # raises what is to be said
-        yield sys.stdin.buffer
-        return
-    with _opened(place.path) as file:
-        head = file.peek(4)[:4]
-        if head == _PARQUET:
-            raise DatasetError(f"{str(place.path)!r} is a Parquet file. Give it the ending .parquet.")
-        stream: IO[bytes] = file
-        if head.startswith(_GZIP):
-            stream = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        elif head == _ZSTD:
-            require("zstd")
-            import pyarrow
-
-            compressed = pyarrow.CompressedInputStream(file, "zstd")
-            stream = io.BufferedReader(compressed, _PIECE)
-        elif head.startswith(_UTF_16_32):
-            raise DatasetError(
-                f"{str(place.path)!r} is not UTF-8: it has a mark of UTF-16. Convert it first, for example: iconv -f utf-16 -t utf-8 OLD > NEW"
-            )
-        try:
-            yield stream
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DatasetError(
-                f"{str(place.path)!r} is a damaged gzip file ({error}). Download or create it again."
-            ) from None
-        except OSError as error:
-            if error.errno is not None and stream is file:
-                raise DatasetError(f"{str(place.path)!r} cannot be read: {error.strerror}.") from None
-            if stream is file or head != _ZSTD:
-                raise
-            raise DatasetError(
-                f"{str(place.path)!r} is a damaged Zstandard file ({error}). Download or create it again."
-            ) from None
 
 
 # --- JSON Lines
@@ -398,7 +287,7 @@ def _parquet(place: Place) -> Iterator[Any]:
     import pyarrow.parquet
 
     assert place.path is not None
-    with _opened(place.path) as file:
+    with opened(place.path) as file:
         try:
             names = [
                 field.name
