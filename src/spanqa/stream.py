@@ -161,8 +161,9 @@ def _take(
         except Exception as error:  # the caller's own: the items before it are answered first
             return items, False, error
         items.append(item)
-        tokens += sum(len(passage.tokens) for passage in item.passages)
-        characters += len(item.question) + sum(len(passage.text) for passage in item.passages)
+        if item.error is None:
+            tokens += sum(len(passage.tokens) for passage in item.passages)
+            characters += len(item.question) + sum(len(passage.text) for passage in item.passages)
     return items, True, None
 
 
