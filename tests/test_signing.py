@@ -309,3 +309,12 @@ def test_all_that_is_signed_is_fetched_from_the_hub_at_one_commit(
         assert (checkpoint.folder / "training" / "log.json").exists()
     assert asked[0][0] == "main" and SIGNATURE in asked[0][1]
     assert asked[1] == ("0123abc", names)
+
+
+def test_what_cannot_be_signed_is_refused(signed: Path, keys: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json' is no folder"):
+        sign(signed / "config.json", Signer(keys / "own.pem"))
+    with pytest.raises(InputError, match=r"holds no weights \(\*\.safetensors\)"):
+        sign(keys, Signer(keys / "own.pem"))
+    with pytest.raises(InputError, match=r"locked\.pem' needs its password, or has none"):
+        sign(signed, Signer(keys / "locked.pem"))
