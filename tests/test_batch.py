@@ -932,9 +932,9 @@ print(run_batch(reader, rows_input(place_of("in.jsonl.gz")), place_of("out.jsonl
 def test_a_file_that_is_larger_than_the_memory(tmp_path: Path, tiny: Callable[..., Path]) -> None:
     row = json.dumps({"question": "Who?", "context": PIER, "note": "x" * 1_000_000}).encode() + b"\n"
     with gzip.open(tmp_path / "in.jsonl.gz", "wb", compresslevel=1) as file:
-        for _ in range(700):
+        for _ in range(1000):
             file.write(row)
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
     command = [sys.executable, "-c", IN_LITTLE_MEMORY, str(tiny("bert"))]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "700\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr
