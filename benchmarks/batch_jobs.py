@@ -225,7 +225,16 @@ def main() -> None:
     if arguments.part == "child":
         print(json.dumps(child(arguments)))
         return
-    record = {"command": f"python benchmarks/batch_jobs.py {arguments.part}"} | globals()[arguments.part](arguments)
+    from importlib.metadata import version
+
+    from spanqa import __version__
+
+    out = "" if arguments.out is None else f" --out benchmarks/results/{arguments.out.name}"
+    record = {
+        "command": f"python benchmarks/batch_jobs.py {arguments.part}{out}",
+        "versions": {"spanqa": __version__, **{name: version(name) for name in ("numpy", "tokenizers", "openvino")}},
+        **globals()[arguments.part](arguments),
+    }
     text = json.dumps(record, indent=2) + "\n"
     print(text)
     if arguments.out is not None:
