@@ -24,7 +24,7 @@ from spanqa.extras import installed
 from spanqa.progress import Progress
 from spanqa.reader import Reader
 from spanqa.scale import answer_chunks, batch, job, rows
-from spanqa.scale.answering import AnswerRule, chunk_tokens
+from spanqa.scale.answering import AnswerRule, chunk_tokens, setup_of
 from spanqa.scale.job import Chunk, Result, cut_chunks
 from spanqa.scale.places import place_of
 from spanqa.scale.questions import Asked
@@ -601,9 +601,9 @@ def test_questions_of_a_folder_are_ranked_over_all_its_texts(
 def test_a_chunk_is_a_matter_of_the_model_and_not_of_the_machine(
     mini: Reader, tiny_reader: Callable[..., Reader]
 ) -> None:
-    ours = chunk_tokens(mini.checkpoint, mini.backend, 384)
+    ours = chunk_tokens(mini.checkpoint, setup_of(mini), 384)
     assert ours == pytest.approx(30 * 6e10 / (6 * (8 * 384**2 + 4 * 384 * 1536 + 4 * 384 * 384)), abs=1)
-    assert chunk_tokens(tiny_reader().checkpoint, tiny_reader().backend, 64) > ours
+    assert chunk_tokens(tiny_reader().checkpoint, setup_of(tiny_reader()), 64) > ours
 
 
 def test_rows_are_cut_into_the_same_chunks_whenever_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

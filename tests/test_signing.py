@@ -265,6 +265,9 @@ def test_the_official_program_verifies_what_we_sign(signed: Path, keys: Path) ->
     config = verifying.Config().use_elliptic_key_verifier(public_key=keys / "own.pub")
     config.set_hashing_config(hashing.Config().set_ignored_paths(paths=[signed / SIGNATURE]))
     config.verify(signed, signed / SIGNATURE)
+    flip(signed)
+    with pytest.raises(ValueError, match="Hash mismatch"):
+        config.verify(signed, signed / SIGNATURE)
 
 
 def test_a_signed_model_is_not_changed(signed: Path, command: Command) -> None:

@@ -239,9 +239,7 @@ def _answering(
     from spanqa.scale import ray_actors
 
     with (
-        redirect_stdout(
-            sys.stderr
-        ),  # Ray prints what it has to say of its machines; standard output is for the summary
+        redirect_stdout(sys.stderr),  # Ray prints what it says of its machines; standard output is for the summary
         ray_actors(reader, fleet, rule=rule, id_column=id, **names) as actors,
     ):
         yield {"answering": actors, "setup": actors.setup}

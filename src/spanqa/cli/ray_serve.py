@@ -11,11 +11,9 @@ import json
 import logging
 import os
 import re
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +28,7 @@ from spanqa.cli.serve import NOT_OPTIONS, make_service, open_browser, refuse, sp
 from spanqa.errors import InputError, ServerError
 from spanqa.extras import require
 from spanqa.scale.ray_config import RayConfig, RayModel, explained, ray_config, read_ray_config
+from spanqa.scale.ray_fleet import joined, threads_of
 from spanqa.scale.ray_serve import Served, ray_application
 from spanqa.serve.guard import PROBES, Guard
 from spanqa.serve.keys import read_keys
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
 
 NAME = "spanqa"
 """The application's name in Ray Serve."""
-
-OBJECTS = 100_000_000
-"""Bytes of the object store of a Ray of its own; bodies of more than 100 kB pass through it."""
 
 OF_MODEL = (
     "model", "revision", "verify_key", "backend", "device", "dtype", "threads", "max_seq_length", "overlap", "max_answer_tokens",
@@ -97,8 +93,8 @@ def _make(model: RayModel, settings: ServeSettings, log_format: LogFormat) -> Se
     for prepare in service.when_loading:
         prepare()
     of_model = {name: getattr(model, name) for name in OF_MODEL} | {"verify_key": list(model.verify_key) or None}
-    if model.threads is None and not model.num_gpus and model.backend not in ("numpy", "jax"):
-        of_model["threads"] = max(1, int(model.num_cpus))
+    if model.threads is None and not model.num_gpus:
+        of_model["threads"] = threads_of(model.backend, model.num_cpus)
     reader = options.load_reader(**of_model)
     service.start(reader, warm_up(reader))
     return Served(app, service.close)
@@ -150,7 +146,8 @@ def serve_on_ray(given: Mapping[str, Any]) -> None:
     Raises:
         InputError: an option or a field of the config file cannot be used, or the address cannot be had.
         CheckpointError: there is no such model.
-        ServerError: Ray cannot be reached or cannot run the application.
+        BackendError: Ray cannot be reached or started.
+        ServerError: Ray cannot run the application.
         NotInstalledError: Ray is not installed.
     """
     for name, why in NOT_WITH_RAY.items():
@@ -190,7 +187,7 @@ def _run(
     when_ready: Callable[[str], None],
 ) -> None:
     began = time.monotonic()
-    with _ray(address):
+    with joined(address, "serve"):
         from ray import serve
 
         say(f"Ray is {'joined' if address else 'started'}; the application is being started.")
@@ -218,32 +215,6 @@ def _run(
             watch.daemon = True
             watch.start()
             serve.delete(NAME)
-
-
-@contextmanager
-def _ray(address: str | None) -> Iterator[None]:
-    """Start a Ray of our own on 127.0.0.1, or join one; nothing is reported to its makers."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    if not address:
-        # What Ray does on systems where it has no clusters: everything listens on 127.0.0.1 only.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
-    import ray
-
-    quiet = {"log_to_driver": False, "logging_level": "error", "namespace": "serve"}
-    try:
-        if address:
-            ray.init(address, **quiet)
-        else:
-            ray.init("local", include_dashboard=False, object_store_memory=OBJECTS, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        what = "Ray could not be started" if not address else f"The Ray cluster at {address!r} cannot be joined"
-        raise ServerError(f"{what}: {_reason(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _compare_with_need(config: RayConfig, say: Callable[[str], None]) -> None:

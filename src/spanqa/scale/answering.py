@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 from spanqa.answers import least_score
-from spanqa.backends.base import Backend
 from spanqa.checkpoint import Checkpoint
 from spanqa.errors import SpanQAError
 from spanqa.progress import Progress, silent
@@ -48,7 +47,7 @@ def setup_of(reader: Reader) -> Setup:
     return Setup(backend.name, backend.device.partition(":")[0], backend.dtype, reader.layout)
 
 
-def chunk_tokens(checkpoint: Checkpoint, backend: Backend | Setup, window: int) -> int:
+def chunk_tokens(checkpoint: Checkpoint, setup: Setup, window: int) -> int:
     """Return how many tokens a chunk holds: a matter of the model's size, so that every run cuts the same chunks.
 
     The operations for a token are two for each weight of the encoder, and four for each layer, hidden unit and token of a window.
@@ -60,7 +59,7 @@ def chunk_tokens(checkpoint: Checkpoint, backend: Backend | Setup, window: int) 
     )
     inner = int(config.get("intermediate_size", config.get("hidden_dim", 4 * hidden)))
     operations = layers * (8 * hidden**2 + 4 * hidden * inner + 4 * hidden * window)
-    speed = _CPU_SPEED if backend.device.startswith("cpu") else _GPU_SPEED
+    speed = _CPU_SPEED if setup.device == "cpu" else _GPU_SPEED
     return max(window, int(CHUNK_SECONDS * speed / operations))
 
 

@@ -213,9 +213,8 @@ def _run(job: Job, given: Input, most: int, answering: Answering, progress: Prog
     def of_chunk(done: int, total: int, note: str = "") -> None:
         nonlocal shown
         numbers = list(waiting)  # another thread may add one
-        reading = (
-            waiting.get(numbers[0]) if numbers else None
-        )  # the last, while it is decoded: then this shows too little
+        # While the last one is decoded, the next is read: then this shows too little.
+        reading = waiting.get(numbers[0]) if numbers else None
         share = 0 if reading is None else len(reading.rows) * done // max(total, 1)
         shown = max(shown, min(job.counts.rows + share, expected))
         progress(shown, expected)

@@ -24,9 +24,9 @@ ANSWER_FIELDS: Mapping[str, str] = {
     "text": "string",
     "start": "int64",
     "end": "int64",
-    "score": "double",
-    "probability": "double",
-    "no_answer_probability": "double",
+    "score": "float64",
+    "probability": "float64",
+    "no_answer_probability": "float64",
     "sentence": "string",
     "sentence_start": "int64",
     "passage_index": "int64",
@@ -191,9 +191,7 @@ def answer_type() -> Any:
     """Return the type of an answer in Arrow."""
     import pyarrow
 
-    fields = [
-        (name, getattr(pyarrow, "float64" if kind == "double" else kind)()) for name, kind in ANSWER_FIELDS.items()
-    ]
+    fields = [(name, getattr(pyarrow, kind)()) for name, kind in ANSWER_FIELDS.items()]
     return pyarrow.struct([("question", pyarrow.string()), *fields, ("closest", pyarrow.struct(fields))])
 
 

@@ -114,11 +114,7 @@ def bad(row: Row, reason: str, id_column: str | None = None) -> BadRow:
     """Return a row as one that gets no answer."""
     try:
         content = json_text(row.values)
-    except (
-        RecursionError,
-        ValueError,
-        NotImplementedError,
-    ):  # nested too deeply to write; a value of Arrow without a text
+    except (RecursionError, ValueError, NotImplementedError):  # too deep to write; a value of Arrow without a text
         return BadRow(row.number, row.line, reason, size=row.size)
     return BadRow(
         row.number, row.line, reason, content, row.size, None if id_column is None else row.values.get(id_column)

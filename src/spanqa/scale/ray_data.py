@@ -25,8 +25,7 @@ class AnswerRows:
         )
 
     `prediction` is a struct with the fields that `spanqa batch` writes to Parquet, and with a `top_k` above 1 `predictions` is a list of
-    them. A row that cannot be read gets a null there, and
-    the reason in `prediction_error`, which is null in all other rows. The columns of question and text are found by their usual names
+    them. A row that cannot be read gets a null there, and the reason in `prediction_error`, which is null in all other rows. The columns of question and text are found by their usual names
     if they are not given; `asks` are asked of every row instead of a column. A row of several questions becomes several rows. The
     rest is as in `Reader.load`; `threads` are as many as the actor has CPUs.
 

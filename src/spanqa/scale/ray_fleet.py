@@ -2,6 +2,7 @@
 
 import math
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -52,10 +53,10 @@ class Fleet:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[bool]:
-    """Join a Ray for the `with` block, or start one, which is then ours alone; its usage is not reported.
+def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
+    """Join a Ray for the `with` block, or start one, which is then ours alone: on 127.0.0.1, with a token of its own.
 
-    A caller who has joined one already stays in it.
+    Its usage is not reported. A caller who has joined one already stays in it. `namespace` is Ray's, for actors with names.
 
     Raises:
         BackendError: there is none at the address, or none can be started.
@@ -69,6 +70,8 @@ def joined(address: str | None) -> Iterator[bool]:
     how: dict[str, Any] = {"address": address}
     if address is None:
         os.environ[_LOOPBACK_ONLY] = "0"
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
         how = {"address": "local", "_node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES}
         how |= {"include_dashboard": False}
     else:
@@ -77,7 +80,7 @@ def joined(address: str | None) -> Iterator[bool]:
 
     at_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**how, log_to_driver=False, logging_level="ERROR")
+        ray.init(**how, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # of many types
         what = "Ray cannot be started here" if address is None else f"There is no Ray to join at {address!r}"
         raise BackendError(f"{what}: {error}") from error
