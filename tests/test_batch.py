@@ -502,6 +502,7 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
     refused("has a column 'n' already", source, out, "--into", "n")
     refused("expected the name of a column", source, out, "--into", " ")
     refused("not both", source, out, "--ask", "Who?", "--question", "question")
+    refused("not known before it has ended", "-", tmp_path / "out.csv")
     refused("is for texts", source, out, "--questions", source)
     refused("is for texts", source, out, "--encoding", "latin-1")
     refused("The question is empty", source, out, "--ask", " ")
@@ -517,6 +518,9 @@ def test_what_cannot_begin_is_refused_by_name(tmp_path: Path, command: Command) 
     twice = tmp_path / "twice.csv"
     twice.write_text("question,context,context\n")
     refused("twice", twice, out)
+    broken_head = tmp_path / "head.csv"
+    broken_head.write_text('"question"s,context\n')
+    refused("has no readable head", broken_head, out)
     foreign = tmp_path / "foreign.csv"
     foreign.write_bytes("question,context,Größe\n".encode("latin-1"))
     refused("is not UTF-8", foreign, out)
