@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -187,6 +188,9 @@ def _run(
     when_ready: Callable[[str], None],
 ) -> None:
     began = time.monotonic()
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
     with joined(address, "serve"):
         from ray import serve
 

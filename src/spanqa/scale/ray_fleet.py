@@ -2,7 +2,6 @@
 
 import math
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -54,9 +53,9 @@ class Fleet:
 
 @contextmanager
 def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
-    """Join a Ray for the `with` block, or start one, which is then ours alone: on 127.0.0.1, with a token of its own.
+    """Join a Ray for the `with` block, or start one, which is then ours alone and on 127.0.0.1; its usage is not reported.
 
-    Its usage is not reported. A caller who has joined one already stays in it. `namespace` is Ray's, for actors with names.
+    A caller who has joined one already stays in it. `namespace` is Ray's, for actors with names.
 
     Raises:
         BackendError: there is none at the address, or none can be started.
@@ -70,8 +69,6 @@ def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
     how: dict[str, Any] = {"address": address}
     if address is None:
         os.environ[_LOOPBACK_ONLY] = "0"
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
         how = {"address": "local", "_node_ip_address": "127.0.0.1", "object_store_memory": _STORE_BYTES}
         how |= {"include_dashboard": False}
     else:
