@@ -16,7 +16,8 @@
     ├── ServerError(RuntimeError)             a server refused what `spanqa.Client` asked, or cannot be reached
     ├── TrainingError(RuntimeError)           training cannot go on
     │   └── InterruptedTrainingError          a signal stopped it; a checkpoint was written
-    └── AccuracyLostError(ValueError)         a quantized model lost more F1 than allowed
+    ├── AccuracyLostError(ValueError)         a quantized model lost more F1 than allowed
+    └── DeploymentError(ValueError)           a deployment folder that its platform would not take
 
     SpanQAWarning(UserWarning)                something the user should know and may ignore
 
@@ -101,6 +102,10 @@ class InterruptedTrainingError(TrainingError):
 
 class AccuracyLostError(SpanQAError, ValueError):
     """A quantized model lost more F1 than allowed; nothing was written."""
+
+
+class DeploymentError(SpanQAError, ValueError):
+    """A deployment folder that its platform would not take, or that was changed where it must not be."""
 
 
 class SpanQAWarning(UserWarning):

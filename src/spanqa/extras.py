@@ -41,6 +41,7 @@ NEEDS: dict[str, Need] = {
     "serve": Need("Serving", ("fastapi", "uvicorn", "httptools", "prometheus_client", "swagger_ui_bundle"), "serve"),
     "tracing": Need("Tracing", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"), "tracing"),
     "sign": Need("Signing and verifying models", ("model_signing", "OpenSSL"), "sign"),
+    "deploy": Need("Deploying", ("jinja2", "packaging", "yaml"), "deploy"),
     "client": Need("The client", ("httpx",), "client"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }

@@ -5,6 +5,7 @@ import typer
 from spanqa.cli.ask import ask
 from spanqa.cli.batch import batch
 from spanqa.cli.check import check
+from spanqa.cli.deploy import deploy
 from spanqa.cli.diagnose import diagnose
 from spanqa.cli.evaluate import evaluate
 from spanqa.cli.explain import explain
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, sign, verify, info):
+for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, deploy, sign, verify, info):
     app.command()(verb)
 
 

@@ -1,0 +1,147 @@
+"""A deployment folder: written as a whole or not at all, and checked.
+
+README.md          the commands that take it to the platform
+deployment.json    target, model, wheel, settings, and the hash of each file when it was made
+model/             the model's files, unless the target has its own form or place
+spanqa-*.whl       the spanqa that it was made with, unless it is installed from PyPI
+keys/              public keys, where the model's signature is verified at each start
+...                the target's files
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spanqa import __version__
+from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
+from spanqa.deploy.target import Deployment, DeploySettings, Target, label
+from spanqa.errors import DeploymentError, InputError
+from spanqa.files import new_folder, read_object, write_json
+from spanqa.signing import SIGNATURE
+
+RECORD = "deployment.json"
+FORMAT = "spanqa-deployment/1"
+
+
+def write_folder(
+    target: Target,
+    model: str,
+    out: Path,
+    settings: DeploySettings,
+    *,
+    revision: str | None = None,
+    verify_keys: Sequence[str] = (),
+    verify: bool = False,
+) -> list[str]:
+    """Write a deployment folder, and return what was checked of it. With `verify`, it appears only if it passes.
+
+    Raises:
+        InputError: there is something at `out`, it cannot be written, or the target cannot be what the settings ask for.
+        CheckpointError: the model cannot be found, is damaged, or is none that the target can run.
+        SignatureError: none of the keys has signed the model.
+        DeploymentError: what was written does not pass.
+    """
+    if settings.min_replicas == 0 and not target.scales_to_zero:
+        raise InputError(f"{target.name} does not scale to zero here; min_replicas is 0. Give at least 1.")
+    with opened_checkpoint(model, revision, verify_keys) as checkpoint, new_folder(out) as folder:
+        keys = _copy_keys(verify_keys, folder) if target.carries else ()
+        name = settings.name or label(Path(model).name)
+        deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)
+        if target.model is not None:
+            (folder / target.model).mkdir(parents=True, exist_ok=True)
+            _copy_model(checkpoint, folder / target.model)
+        fixed = list(_hashes(folder))
+        target.emit(folder, deployment)
+        _write_record(folder, target, model, deployment, fixed)
+        return verify_folder(folder, target) if verify else []
+
+
+def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
+    """Check a deployment folder as far as that is possible here, and return what was checked, one line each.
+
+    Raises:
+        DeploymentError: it is no deployment folder, is one of another target, lacks files, or holds what the platform would not take.
+    """
+    from spanqa.deploy.targets import TARGETS
+
+    try:
+        record = read_object(folder / RECORD, "Is this a folder that `spanqa deploy` made?")
+    except ValueError as error:
+        raise DeploymentError(str(error)) from None
+    if record.get("format") != FORMAT or record.get("target") not in TARGETS:
+        raise DeploymentError(
+            f"{str(folder / RECORD)!r} is of another version: format {record.get('format')!r}, target "
+            f"{record.get('target')!r}. Make the folder again with this one."
+        )
+    if target is not None and record["target"] != target.name:
+        raise DeploymentError(f"{str(folder)!r} is a folder for {record['target']}, not for {target.name}.")
+    lines = _compare(folder, record)
+    return lines + TARGETS[record["target"]].verify(folder)
+
+
+def _compare(folder: Path, record: dict[str, Any]) -> list[str]:
+    """Compare the files with the record. A person may edit what is theirs; the model and the wheel are not."""
+    there = _hashes(folder)
+    recorded = record["files"]
+    missing = sorted(set(recorded) - set(there))
+    if missing:
+        raise DeploymentError(f"{str(folder)!r} lacks {', '.join(missing)}. Make the folder again.")
+    changed = sorted(name for name in recorded if there[name] != recorded[name])
+    fixed = [name for name in changed if name in record["fixed"]]
+    if fixed:
+        raise DeploymentError(f"{str(folder)!r}: {', '.join(fixed)} changed since it was made. Make the folder again.")
+    added = sorted(set(there) - set(recorded))
+    lines = [f"the files of the model and of spanqa are those of the record ({len(record['fixed'])})"]
+    for what, names in (("edited", changed), ("added", added)):
+        if names:
+            lines.append(f"{what} since it was made: {', '.join(names)}")
+    return lines
+
+
+def _copy_model(checkpoint: Checkpoint, out: Path) -> None:
+    """Copy the model; where its signature was verified, the files that were verified, and it with them."""
+    if checkpoint.verified is None:
+        copy_checkpoint(checkpoint.path, out, leave_out=(SIGNATURE,))
+        return
+    shutil.copytree(checkpoint.verified, out, dirs_exist_ok=True)
+    shutil.copyfile(checkpoint.path / SIGNATURE, out / SIGNATURE)
+
+
+def _copy_keys(keys: Sequence[str], folder: Path) -> tuple[str, ...]:
+    names = []
+    for number, key in enumerate(keys):
+        if ":" in key and not Path(key).exists():  # an identity, which a container without a network cannot ask for
+            continue
+        (folder / "keys").mkdir(exist_ok=True)
+        name = f"{number}-{Path(key).name}"
+        shutil.copyfile(key, folder / "keys" / name)
+        names.append(name)
+    return tuple(names)
+
+
+def _write_record(folder: Path, target: Target, model: str, deployment: Deployment, fixed: Sequence[str]) -> None:
+    settings = deployment.settings
+    files = _hashes(folder)
+    fixed = [name for name in files if name in fixed or name.endswith(".whl")]
+    record = {
+        "format": FORMAT,
+        "target": target.name,
+        "name": deployment.name,
+        "spanqa": settings.from_pypi or __version__,
+        "model": {"name": model, "weights_sha256": deployment.model.weights.sha256},
+        "settings": {name: getattr(settings, name) for name in settings.__slots__},
+        "fixed": fixed,
+        "files": files,
+    }
+    write_json(folder / RECORD, record)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found

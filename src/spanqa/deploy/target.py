@@ -1,0 +1,89 @@
+"""What a target is, and what is deployed to it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from spanqa.checkpoint import Checkpoint
+from spanqa.errors import InputError
+from spanqa.families import FAMILIES
+
+_NAME = re.compile(r"[a-z]([a-z0-9]|-(?!-)){1,30}[a-z0-9]")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploySettings:
+    """What a person can choose about a deployment. Everything else can be edited in the files."""
+
+    name: str = _setting("", "Name of the service at the platform. Default: made from the model's name.")
+    device: Literal["cpu", "cuda"] = _setting("cpu", "What it runs on.")
+    min_replicas: int = _setting(1, "Fewest copies that run; 0 where the platform can scale to zero.")
+    max_replicas: int = _setting(3, "Most copies that run.")
+    image: str = _setting("", "Name of the image that you will build and push, such as registry.example.org/qa:1.")
+    region: str = _setting("", "Region of the platform, such as westeurope.")
+    from_pypi: str | None = _setting(None, "Install this published version of spanqa instead of the wheel of this one.")
+
+    def __post_init__(self) -> None:
+        if self.name and not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"name is {self.name!r}; expected 3 to 32 lower-case letters, digits and single dashes, a letter first."
+            )
+        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+            raise InputError(
+                f"min_replicas is {self.min_replicas} and max_replicas is {self.max_replicas}; expected 0 <= min <= max, "
+                "and at least 1 for max."
+            )
+        if self.from_pypi is not None and not re.fullmatch(r"\d+(\.\d+)*([a-z]+\d+)?", self.from_pypi):
+            raise InputError(f"from_pypi is {self.from_pypi!r}; expected a version, such as 1.0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A model, and how it is to run. `name` is a DNS label of 3 to 32 characters."""
+
+    model: Checkpoint
+    name: str
+    settings: DeploySettings
+    keys: tuple[str, ...] = ()
+    """The files in the folder `keys/` with which a container verifies the model's signature when it starts."""
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether only the torch backend runs the model, or the device."""
+        return self.model.model_type not in FAMILIES or self.settings.device != "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A platform.
+
+    `emit(folder, deployment)` writes the target's own files into a folder that is being made. `verify(folder)` checks such a folder, and
+    returns what it checked, one line each; a line that begins with "not checked" says what could not be, and why. It raises
+    `DeploymentError` for what the platform would not take. `carries`: spanqa itself runs there, so the folder carries it. `model`: the
+    model's place in the folder; None where the target writes the model in a form of its own. `scales_to_zero`: min_replicas can be 0.
+    """
+
+    name: str
+    summary: str
+    emit: Callable[[Path, Deployment], None]
+    verify: Callable[[Path], list[str]]
+    model: str | None = "model"
+    carries: bool = True
+    scales_to_zero: bool = False
+
+
+def label(name: str) -> str:
+    """Return a name as a DNS label of 3 to 32 characters: lower-case letters, digits and single dashes.
+
+    >>> label("Deepset/BERT_large 2")
+    'deepset-bert-large-2'
+    """
+    made = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:32].strip("-")
+    made = made if made[:1].isalpha() else f"qa-{made}"[:32].strip("-")
+    return made if len(made) >= 3 else f"{made}-qa"

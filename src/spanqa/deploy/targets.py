@@ -1,0 +1,8 @@
+"""The targets that there are."""
+
+from spanqa.deploy.target import Target
+
+_ALL: tuple[Target, ...] = ()
+
+TARGETS: dict[str, Target] = {each.name: each for each in _ALL}
+"""By name, in the order in which the documentation has them."""
