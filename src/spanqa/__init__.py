@@ -7,7 +7,7 @@ has no answer.
      squad.py   windows.py  batches.py   backends/    spans.py   answers.py
                 tokens.py   └────────── engine.py ──────────┘
      └──────────────────────────── reader.py ────────────────────────────┘
-         used by:  pipelines/   evaluate/   train/   explain/   serve/   scale/   quantize.py   retrieval.py   cli/
+         used by:  pipelines/   evaluate/   train/   explain/   serve/   scale/   deploy/   quantize.py   retrieval.py   cli/
 
 Importing spanqa loads no framework: each name is imported when it is first used.
 """

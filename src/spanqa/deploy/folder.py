@@ -12,7 +12,6 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from spanqa import __version__
 from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
@@ -70,30 +69,34 @@ def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
         record = read_object(folder / RECORD, "Is this a folder that `spanqa deploy` made?")
     except ValueError as error:
         raise DeploymentError(str(error)) from None
-    if record.get("format") != FORMAT or record.get("target") not in TARGETS:
+    if record.get("format") != FORMAT or str(record.get("target")) not in TARGETS:
         raise DeploymentError(
             f"{str(folder / RECORD)!r} is of another version: format {record.get('format')!r}, target "
             f"{record.get('target')!r}. Make the folder again with this one."
         )
     if target is not None and record["target"] != target.name:
         raise DeploymentError(f"{str(folder)!r} is a folder for {record['target']}, not for {target.name}.")
-    lines = _compare(folder, record)
+    try:
+        lines = _compare(folder, dict(record["files"]), set(record["fixed"]))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DeploymentError):
+            raise
+        raise DeploymentError(f"{str(folder / RECORD)!r} is not as it was written. Make the folder again.") from None
     return lines + TARGETS[record["target"]].verify(folder)
 
 
-def _compare(folder: Path, record: dict[str, Any]) -> list[str]:
+def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[str]:
     """Compare the files with the record. A person may edit what is theirs; the model and the wheel are not."""
     there = _hashes(folder)
-    recorded = record["files"]
     missing = sorted(set(recorded) - set(there))
     if missing:
         raise DeploymentError(f"{str(folder)!r} lacks {', '.join(missing)}. Make the folder again.")
     changed = sorted(name for name in recorded if there[name] != recorded[name])
-    fixed = [name for name in changed if name in record["fixed"]]
-    if fixed:
-        raise DeploymentError(f"{str(folder)!r}: {', '.join(fixed)} changed since it was made. Make the folder again.")
+    spoilt = [name for name in changed if name in fixed]
+    if spoilt:
+        raise DeploymentError(f"{str(folder)!r}: {', '.join(spoilt)} changed since it was made. Make the folder again.")
     added = sorted(set(there) - set(recorded))
-    lines = [f"the files of the model and of spanqa are those of the record ({len(record['fixed'])})"]
+    lines = [f"the files of the model and of spanqa are those of the record ({len(fixed)})"]
     for what, names in (("edited", changed), ("added", added)):
         if names:
             lines.append(f"{what} since it was made: {', '.join(names)}")
@@ -124,7 +127,6 @@ def _copy_keys(keys: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _write_record(folder: Path, target: Target, model: str, deployment: Deployment, fixed: Sequence[str]) -> None:
     settings = deployment.settings
     files = _hashes(folder)
-    fixed = [name for name in files if name in fixed or name.endswith(".whl")]
     record = {
         "format": FORMAT,
         "target": target.name,
@@ -132,7 +134,7 @@ def _write_record(folder: Path, target: Target, model: str, deployment: Deployme
         "spanqa": settings.from_pypi or __version__,
         "model": {"name": model, "weights_sha256": deployment.model.weights.sha256},
         "settings": {name: getattr(settings, name) for name in settings.__slots__},
-        "fixed": fixed,
+        "fixed": [name for name in files if name in fixed or name.endswith(".whl")],
         "files": files,
     }
     write_json(folder / RECORD, record)
