@@ -113,6 +113,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
 
     found = subprocess.run([ROOT / "scripts" / "make_ray_env", "--find"], capture_output=True, text=True, check=True)
     python = Path(found.stdout.strip()) / "bin" / "python"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     cores = os.cpu_count() or 1
     ways = {
         "no Ray": [],
@@ -142,7 +143,9 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
                     "--json",
                 ]
                 started = time.perf_counter()
-                done = subprocess.run([*map(str, command), *options], stdout=subprocess.PIPE, text=True, check=True)
+                done = subprocess.run(
+                    [*map(str, command), *options], stdout=subprocess.PIPE, text=True, check=True, env=environment
+                )
                 wall, summary = time.perf_counter() - started, json.loads(done.stdout)
                 rows[name].append({"seconds": summary["seconds"], "start": wall - summary["seconds"]})
                 written.add(out.read_bytes())
