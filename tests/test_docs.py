@@ -103,3 +103,15 @@ def test_the_reference_names_modules_that_exist() -> None:
     assert len(names) > 20
     paths = [PACKAGE.joinpath(*name.split(".")[1:]) for name in names]
     assert [str(path) for path in paths if not (path.is_dir() or path.with_suffix(".py").exists())] == []
+
+
+def test_the_alert_rules_are_those_of_the_example_and_ask_for_metrics_that_exist() -> None:
+    pytest.importorskip("fastapi")
+    pytest.importorskip("prometheus_client")
+    from spanqa.serve.metrics import Metrics
+
+    rules = (ROOT / "examples" / "alerts.yml").read_text("utf-8")
+    assert rules in (ROOT / "docs" / "guide" / "deploy.md").read_text("utf-8")
+    shown = re.findall(r"^# TYPE (spanqa_\w+)", Metrics().render()[0].decode(), re.MULTILINE)
+    asked = {re.sub(r"_bucket$", "", name) for name in re.findall(r"\bspanqa_\w+", rules)}
+    assert asked and asked <= set(shown), sorted(asked - set(shown))
