@@ -54,6 +54,7 @@ def test_a_folder_holds_the_model_the_wheel_and_a_record(tmp_path: Path, plain: 
     assert write_folder(plain, "spanqa-mini", out, DeploySettings()) == []
     record = json.loads((out / RECORD).read_text())
     assert record["name"] == "spanqa-mini" and record["target"] == "plain"
+    assert record["model"] == {"name": "spanqa-mini", "weights_sha256": mini.checkpoint.weights.sha256}
     assert (out / "model" / "model.safetensors").read_bytes() == (
         mini.checkpoint.path / "model.safetensors"
     ).read_bytes()
@@ -72,6 +73,8 @@ def test_what_a_person_edits_is_named_and_what_is_fixed_must_not_change(tmp_path
     write_folder(plain, "spanqa-mini", out, DeploySettings())
     (out / "service.txt").write_text("name: mine\n")
     (out / "notes.txt").write_text("of a person\n")
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("of git\n")
     assert verify_folder(out)[1:3] == ["edited since it was made: service.txt", "added since it was made: notes.txt"]
     (out / "service.txt").write_text("nothing\n")
     with pytest.raises(DeploymentError, match="expected a name"):

@@ -30,7 +30,7 @@ VerifyKey = str | os.PathLike[str]
 """What a signature is verified with: a file with a public key, or with the certificates that are trusted, in PEM; or
 "sigstore:IDENTITY,ISSUER", for example "sigstore:me@example.org,https://accounts.google.com"."""
 
-_SIGSTORE = "sigstore:"
+SIGSTORE = "sigstore:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def as_keys(keys: VerifyKey | Sequence[VerifyKey] | None) -> tuple[str, ...]:
     """Return the keys that were given; files are named in full, so that they are found from another folder."""
     given = [] if keys is None else [keys] if isinstance(keys, (str, os.PathLike)) else list(keys)
     names = [os.fspath(each) for each in given]
-    return tuple(name if name.startswith(_SIGSTORE) else str(Path(name).expanduser().absolute()) for name in names)
+    return tuple(name if name.startswith(SIGSTORE) else str(Path(name).expanduser().absolute()) for name in names)
 
 
 def sign(folder: Path, signer: Signer) -> list[str]:
@@ -182,8 +182,8 @@ def _verifier(key: str) -> Any:
     from model_signing import verifying
 
     config = verifying.Config()
-    if key.startswith(_SIGSTORE):
-        identity, _, issuer = key.removeprefix(_SIGSTORE).partition(",")
+    if key.startswith(SIGSTORE):
+        identity, _, issuer = key.removeprefix(SIGSTORE).partition(",")
         if not identity or not issuer:
             raise InputError(f"{key!r} is no identity. Expected sigstore:IDENTITY,ISSUER.")
         return config.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)

@@ -18,7 +18,7 @@ from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.errors import DeploymentError, InputError
 from spanqa.files import new_folder, read_object, write_json
-from spanqa.signing import SIGNATURE
+from spanqa.signing import SIGNATURE, SIGSTORE
 
 RECORD = "deployment.json"
 FORMAT = "spanqa-deployment/1"
@@ -99,7 +99,8 @@ def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[st
     lines = [f"the files of the model and of spanqa are those of the record ({len(fixed)})"]
     for what, names in (("edited", changed), ("added", added)):
         if names:
-            lines.append(f"{what} since it was made: {', '.join(names)}")
+            more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+            lines.append(f"{what} since it was made: {', '.join(names[:10])}{more}")
     return lines
 
 
@@ -115,7 +116,7 @@ def _copy_model(checkpoint: Checkpoint, out: Path) -> None:
 def _copy_keys(keys: Sequence[str], folder: Path) -> tuple[str, ...]:
     names = []
     for number, key in enumerate(keys):
-        if ":" in key and not Path(key).exists():  # an identity, which a container without a network cannot ask for
+        if key.startswith(SIGSTORE):  # an identity, which a container without a network cannot ask for
             continue
         (folder / "keys").mkdir(exist_ok=True)
         name = f"{number}-{Path(key).name}"
@@ -127,12 +128,13 @@ def _copy_keys(keys: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _write_record(folder: Path, target: Target, model: str, deployment: Deployment, fixed: Sequence[str]) -> None:
     settings = deployment.settings
     files = _hashes(folder)
+    name = Path(model).name if Path(model).exists() else model  # no folder of this machine
     record = {
         "format": FORMAT,
         "target": target.name,
         "name": deployment.name,
         "spanqa": settings.from_pypi or __version__,
-        "model": {"name": model, "weights_sha256": deployment.model.weights.sha256},
+        "model": {"name": name, "weights_sha256": deployment.model.weights.sha256},
         "settings": {name: getattr(settings, name) for name in settings.__slots__},
         "fixed": [name for name in files if name in fixed or name.endswith(".whl")],
         "files": files,
@@ -143,7 +145,9 @@ def _write_record(folder: Path, target: Target, model: str, deployment: Deployme
 def _hashes(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts:
+        where = path.relative_to(folder).parts
+        hidden = any(part == "__pycache__" or part.startswith(".") for part in where[:-1])  # of tools, such as .git
+        if path.is_file() and path.name != RECORD and not hidden:
             with path.open("rb") as file:
                 found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
