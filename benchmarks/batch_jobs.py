@@ -121,6 +121,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
         "an actor for each core": ["--ray", "--actors", str(cores), "--cpus-per-actor", "1"],
     }
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl")
         examples = choose_examples("squad", arguments.rows, shuffle=True)
@@ -155,6 +156,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "processor": processor(),
         "cores": cores,
+        "machine_load_before": load,
         "ways": {
             name: {
                 "rows_per_s": arguments.rows / statistics.median(each["seconds"] for each in runs),
@@ -232,7 +234,8 @@ def main() -> None:
 
     from spanqa import __version__
 
-    out = "" if arguments.out is None else f" --out benchmarks/results/{arguments.out.name}"
+    out = "" if arguments.rows == 5000 else f" --rows {arguments.rows}"
+    out += "" if arguments.out is None else f" --out benchmarks/results/{arguments.out.name}"
     record = {
         "command": f"python benchmarks/batch_jobs.py {arguments.part}{out}",
         "versions": {"spanqa": __version__, **{name: version(name) for name in ("numpy", "tokenizers", "openvino")}},
