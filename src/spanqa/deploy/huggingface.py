@@ -1,0 +1,236 @@
+"""Hugging Face Inference Endpoints: a model repository with a handler for the default container, and the request for an endpoint.
+
+README.md
+repository/       what is pushed to the hub: the model, its card, handler.py, requirements.txt, carried.py and the wheel
+container/        an image of our own server, and the request that uses it
+endpoint.json     the arguments of HfApi.create_inference_endpoint
+endpoint.py       shows what would be sent, and sends it with --create
+
+The default container has transformers 4.51 with torch 2.5, older than spanqa's torch backend needs: there the handler runs on OpenVINO,
+on a CPU. A model that needs torch, and any GPU, take the container.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spanqa.checkpoint import CARD
+from spanqa.deploy.render import write
+from spanqa.deploy.target import Deployment, Target
+from spanqa.deploy.wheel import carry
+from spanqa.errors import DeploymentError
+from spanqa.extras import require
+from spanqa.files import read_object, write_json
+from spanqa.signing import SIGNATURE
+
+REPOSITORY = "YOUR-NAME/{name}"
+
+_CPUS = {"x2": 4, "x4": 8, "x8": 16, "x16": 32}
+_GPUS = {"nvidia-t4": 14, "nvidia-l4": 24, "nvidia-a100": 80}
+"""Gigabytes of instances at AWS in 2025, https://huggingface.co/docs/inference-endpoints/support/pricing: sizes of intel-spr, and GPUs."""
+
+_NEEDED = (
+    "name", "repository", "framework", "accelerator", "instance_type", "instance_size", "region", "vendor", "min_replica", "max_replica",
+)  # fmt: skip
+_ARGUMENTS: dict[str, type | tuple[str, ...]] = {
+    **dict.fromkeys(_NEEDED, str),
+    "accelerator": ("cpu", "gpu", "neuron"),
+    "vendor": ("aws", "azure", "gcp"),
+    "min_replica": int,
+    "max_replica": int,
+    "scaling_metric": ("pendingRequests", "hardwareUsage"),
+    "scaling_threshold": float,
+    "scale_to_zero_timeout": int,
+    "revision": str,
+    "task": str,
+    "type": ("authenticated", "public", "private"),
+    "namespace": str,
+    "private_link_account_id": str,
+    "private_link_region": str,
+    "custom_image": dict,
+    "container_command": list,
+    "container_args": list,
+    "env": dict,
+    "secrets": dict,
+    "domain": str,
+    "path": str,
+    "cache_http_responses": bool,
+    "tags": list,
+}
+"""What `HfApi.create_inference_endpoint` takes, in huggingface_hub 2.4: a type, or the values that there are."""
+
+_IMAGE = ("url", "port", "healthRoute")
+
+_HANDLER = ("handler.py", "carried.py", "requirements.txt")
+_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+
+
+def emit(folder: Path, deployment: Deployment) -> None:
+    """Write the handler, unless only the container can run the model, and the arguments of the endpoint."""
+    settings, repository = deployment.settings, folder / "repository"
+    handled = not deployment.needs_torch
+    values = {
+        "name": deployment.name,
+        "repository": REPOSITORY.format(name=deployment.name),
+        "handled": handled,
+        "signed": bool(deployment.keys),
+        "settings": settings,
+        "has_container": False,
+    }
+    write(folder, "huggingface/top", **values)
+    if handled:
+        write(repository, "huggingface/repository", **values)
+        carry(repository, settings)
+    if not (repository / SIGNATURE).exists():  # which speaks of the card too
+        _complete_card(repository / CARD, deployment)
+    endpoint = _endpoint(deployment)
+    write_json(folder / "endpoint.json", endpoint)
+
+
+def _endpoint(deployment: Deployment) -> dict[str, Any]:
+    """Return the arguments of `HfApi.create_inference_endpoint`."""
+    settings = deployment.settings
+    gpu = settings.device == "cuda"
+    kind, size = instance(deployment.model.weights.bytes, gpu=gpu)
+    arguments = {
+        "name": deployment.name,
+        "repository": REPOSITORY.format(name=deployment.name),
+        "framework": "pytorch",
+        "task": "custom",
+        "type": "authenticated",
+        "vendor": "aws",
+        "region": settings.region or "us-east-1",
+        "accelerator": "gpu" if gpu else "cpu",
+        "instance_type": kind,
+        "instance_size": size,
+        "min_replica": settings.min_replicas,
+        "max_replica": settings.max_replicas,
+        "scaling_metric": "pendingRequests",
+        "scaling_threshold": 1.5,
+    }
+    return arguments | ({"scale_to_zero_timeout": 60} if settings.min_replicas == 0 else {})
+
+
+def instance(weights: int, *, gpu: bool) -> tuple[str, str]:
+    """Return type and size of the smallest instance for weights of so many bytes, as they are stored.
+
+    A CPU computes in float32, twice what most models are stored in, and needs as much again while it loads, and 1 GB besides; a GPU
+    needs the weights once, and 4 GB for batches. On a CPU there are always two cores.
+    """
+    gigabytes = weights / 1e9
+    if gpu:
+        enough = [kind for kind, memory in _GPUS.items() if gigabytes + 4 <= memory]
+        return (enough or list(_GPUS)[-1:])[0], "x1"
+    return "intel-spr", next((size for size, memory in _CPUS.items() if 4 * gigabytes + 1 <= memory), "x16")
+
+
+def _complete_card(card: Path, deployment: Deployment) -> None:
+    """Let the front matter of the model's card name the task and the library, by which the hub finds what can run it."""
+    require("deploy")
+    import yaml
+
+    text = card.read_text("utf-8") if card.exists() else f"# {deployment.name}\n"
+    match = _FRONT_MATTER.match(text)
+    said = yaml.safe_load(match[1]) if match else {}
+    wanted = {"pipeline_tag": "question-answering", "library_name": "spanqa"}
+    if all(said.get(name) for name in wanted):
+        return
+    head = yaml.safe_dump(wanted | said, sort_keys=False, allow_unicode=True)
+    card.write_text(f"---\n{head}---\n{text[match.end() :] if match else text}", "utf-8")
+
+
+def verify(folder: Path) -> list[str]:
+    """Check the card, the handler's files, and the arguments against the huggingface_hub that is installed here."""
+    lines = [_check_card(folder / "repository" / CARD)]
+    lines += _check_handler(folder / "repository")
+    for file in (folder / "endpoint.json", folder / "container" / "endpoint.json"):
+        if file.exists():
+            lines += _check_endpoint(file, file.relative_to(folder).as_posix())
+    return [*lines, "not checked: the endpoint itself, because it needs an account and is billed"]
+
+
+def _check_card(card: Path) -> str:
+    require("deploy")
+    import yaml
+
+    match = _FRONT_MATTER.match(card.read_text("utf-8"))
+    try:
+        said = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError as error:
+        raise DeploymentError(f"{str(card)!r}: the front matter is not YAML: {error}.") from None
+    tag = said.get("pipeline_tag")
+    if tag != "question-answering":
+        raise DeploymentError(
+            f"{str(card)!r}: pipeline_tag is {tag!r} in the front matter; expected 'question-answering', the task of the model."
+        )
+    return "the model's card names its task"
+
+
+def _check_handler(repository: Path) -> list[str]:
+    if not (repository / "handler.py").exists():
+        return ["there is no handler: this deployment takes the container"]
+    for name in _HANDLER:
+        if not (repository / name).exists():
+            raise DeploymentError(f"{str(repository / name)!r} is missing. Make the folder again.")
+    for name in ("handler.py", "carried.py"):
+        try:
+            compile((repository / name).read_bytes(), name, "exec")
+        except SyntaxError as error:
+            raise DeploymentError(f"{str(repository / name)!r}: line {error.lineno}: {error.msg}.") from None
+    return ["handler.py and carried.py are Python"]
+
+
+def _check_endpoint(file: Path, name: str) -> list[str]:
+    try:
+        arguments = read_object(file)
+    except ValueError as error:
+        raise DeploymentError(str(error)) from None
+    check_arguments(arguments, name)
+    lines = [f"{name} has the arguments of HfApi.create_inference_endpoint"]
+    for field, value in arguments.items():
+        if "YOUR-" in json.dumps(value):
+            lines.append(f"still to fill in: {field} in {name}")
+    return lines
+
+
+def check_arguments(arguments: Mapping[str, Any], name: str = "endpoint.json") -> None:
+    """Check arguments of `HfApi.create_inference_endpoint` (huggingface_hub 2.4): their names, types and values.
+
+    Raises:
+        DeploymentError: there is no such argument, one is missing, or one has a value that the platform does not take.
+    """
+    for unknown in (each for each in arguments if each not in _ARGUMENTS):
+        raise DeploymentError(f"{name}: there is no argument {unknown!r}; expected some of {', '.join(_ARGUMENTS)}.")
+    for missing in (each for each in _NEEDED if each not in arguments):
+        raise DeploymentError(f"{name} lacks {missing!r}. Make the folder again, or add it.")
+    for field, value in arguments.items():
+        wanted = _ARGUMENTS[field]
+        kinds = wanted if isinstance(wanted, type) else type(wanted[0])
+        fits = isinstance(value, kinds) and not (isinstance(value, bool) and kinds is not bool)
+        if not fits and not (kinds is float and type(value) is int):
+            raise DeploymentError(f"{name}: {field} is {value!r}; expected a {kinds.__name__}.")
+        if not isinstance(wanted, type) and value not in wanted:
+            raise DeploymentError(f"{name}: {field} is {value!r}; expected one of {', '.join(wanted)}.")
+    for unknown in (each for each in arguments.get("custom_image", {}) if each not in _IMAGE):
+        raise DeploymentError(f"{name}: custom_image has {unknown!r}; expected some of {', '.join(_IMAGE)}.")
+    least, most = arguments["min_replica"], arguments["max_replica"]
+    if not 0 <= least <= most or most < 1:
+        raise DeploymentError(
+            f"{name}: min_replica is {least} and max_replica is {most}; expected 0 <= min <= max, and at least 1 for max."
+        )
+    if "scale_to_zero_timeout" in arguments and least:
+        raise DeploymentError(
+            f"{name}: scale_to_zero_timeout is set, and min_replica is {least}. Only an endpoint with min_replica 0 scales to zero."
+        )
+
+
+TARGET = Target(
+    name="huggingface",
+    summary="Hugging Face Inference Endpoints",
+    emit=emit,
+    verify=verify,
+    model="repository",
+    scales_to_zero=True,
+)
