@@ -34,7 +34,7 @@ _GPUS = {"nvidia-t4": 14, "nvidia-l4": 24, "nvidia-a100": 80}
 _NEEDED = (
     "name", "repository", "framework", "accelerator", "instance_type", "instance_size", "region", "vendor", "min_replica", "max_replica",
 )  # fmt: skip
-_ARGUMENTS: dict[str, type | tuple[str, ...]] = {
+ARGUMENTS: dict[str, type | tuple[str, ...]] = {
     **dict.fromkeys(_NEEDED, str),
     "accelerator": ("cpu", "gpu", "neuron"),
     "vendor": ("aws", "azure", "gcp"),
@@ -201,12 +201,12 @@ def check_arguments(arguments: Mapping[str, Any], name: str = "endpoint.json") -
     Raises:
         DeploymentError: there is no such argument, one is missing, or one has a value that the platform does not take.
     """
-    for unknown in (each for each in arguments if each not in _ARGUMENTS):
-        raise DeploymentError(f"{name}: there is no argument {unknown!r}; expected some of {', '.join(_ARGUMENTS)}.")
+    for unknown in (each for each in arguments if each not in ARGUMENTS):
+        raise DeploymentError(f"{name}: there is no argument {unknown!r}; expected some of {', '.join(ARGUMENTS)}.")
     for missing in (each for each in _NEEDED if each not in arguments):
         raise DeploymentError(f"{name} lacks {missing!r}. Make the folder again, or add it.")
     for field, value in arguments.items():
-        wanted = _ARGUMENTS[field]
+        wanted = ARGUMENTS[field]
         kinds = wanted if isinstance(wanted, type) else type(wanted[0])
         fits = isinstance(value, kinds) and not (isinstance(value, bool) and kinds is not bool)
         if not fits and not (kinds is float and type(value) is int):
