@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from spanqa.deploy.render import render
+from spanqa.deploy.target import DeploySettings
 from spanqa.errors import InputError
 from spanqa.extras import require
 
@@ -48,6 +50,13 @@ def write_wheel(folder: Path) -> str:
     name = f"spanqa-{found.version}-py3-none-any.whl"
     (folder / name).write_bytes(made.getvalue())
     return name
+
+
+def carry(folder: Path, settings: DeploySettings) -> None:
+    """Write `carried.py`, with which a script of the folder finds spanqa, and a wheel of this spanqa, unless pip installs it."""
+    wheel = "" if settings.from_pypi else write_wheel(folder)
+    sha256 = hashlib.sha256((folder / wheel).read_bytes()).hexdigest() if wheel else ""
+    (folder / "carried.py").write_text(render("python/carried.py", wheel=wheel, sha256=sha256), "utf-8")
 
 
 def _digest(data: bytes) -> str:
