@@ -11,6 +11,7 @@ keys/              public keys, where the model's signature is verified at each 
 import hashlib
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spanqa import __version__
@@ -136,7 +137,9 @@ def _write_record(folder: Path, target: Target, model: str, deployment: Deployme
         "spanqa": settings.from_pypi or __version__,
         "model": {"name": name, "weights_sha256": deployment.model.weights.sha256},
         "settings": {name: getattr(settings, name) for name in settings.__slots__},
-        "fixed": [name for name in files if name in fixed or name.endswith(".whl")],
+        "fixed": [
+            name for name in files if name in fixed or any(fnmatchcase(name, each) for each in ("*.whl", *target.fixed))
+        ],
         "files": files,
     }
     write_json(folder / RECORD, record)

@@ -1,8 +1,9 @@
 """The targets that there are."""
 
+from spanqa.deploy.onnx import ONNX
 from spanqa.deploy.target import Target
 
-_ALL: tuple[Target, ...] = ()
+_ALL: tuple[Target, ...] = (ONNX,)
 
 TARGETS: dict[str, Target] = {each.name: each for each in _ALL}
 """By name, in the order in which the documentation has them."""
