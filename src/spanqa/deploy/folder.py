@@ -51,7 +51,7 @@ def write_folder(
         deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)
         if target.model is not None:
             (folder / target.model).mkdir(parents=True, exist_ok=True)
-            _copy_model(checkpoint, folder / target.model)
+            copy_model(checkpoint, folder / target.model)
         fixed = list(_hashes(folder))
         target.emit(folder, deployment)
         _write_record(folder, target, model, deployment, fixed)
@@ -105,7 +105,7 @@ def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[st
     return lines
 
 
-def _copy_model(checkpoint: Checkpoint, out: Path) -> None:
+def copy_model(checkpoint: Checkpoint, out: Path) -> None:
     """Copy the model; where its signature was verified, the files that were verified, and it with them."""
     if checkpoint.verified is None:
         copy_checkpoint(checkpoint.path, out, leave_out=(SIGNATURE,))
