@@ -15,9 +15,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 HERE = Path(__file__).parent
-KEYS = int(
-    "{{ keys }}"
-)  # public keys in keys/, of which one must have signed the model; 0: its signature is not verified
+# How many public keys lie in keys/, of which one must have signed the model. 0: its signature is not verified.
+KEYS = int("{{ keys }}")
 sys.path.insert(0, str(HERE))
 
 import carried  # noqa: E402
