@@ -214,7 +214,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the whole tokenizer: equal fingerprints give equal tokens."""
-        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+        return hashlib.sha256(self.as_json().encode()).hexdigest()
+
+    def as_json(self) -> str:
+        """Return the whole tokenizer as a tokenizer.json has it."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     def encode(self, text: str) -> Tokens:
         """Return the tokens of a text, without special tokens.

@@ -11,6 +11,7 @@ keys/              public keys, where the model's signature is verified at each 
 import hashlib
 import shutil
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spanqa import __version__
@@ -50,7 +51,7 @@ def write_folder(
         deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)
         if target.model is not None:
             (folder / target.model).mkdir(parents=True, exist_ok=True)
-            _copy_model(checkpoint, folder / target.model)
+            copy_model(checkpoint, folder / target.model)
         fixed = list(_hashes(folder))
         target.emit(folder, deployment)
         _write_record(folder, target, model, deployment, fixed)
@@ -104,7 +105,7 @@ def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[st
     return lines
 
 
-def _copy_model(checkpoint: Checkpoint, out: Path) -> None:
+def copy_model(checkpoint: Checkpoint, out: Path) -> None:
     """Copy the model; where its signature was verified, the files that were verified, and it with them."""
     if checkpoint.verified is None:
         copy_checkpoint(checkpoint.path, out, leave_out=(SIGNATURE,))
@@ -136,7 +137,9 @@ def _write_record(folder: Path, target: Target, model: str, deployment: Deployme
         "spanqa": settings.from_pypi or __version__,
         "model": {"name": name, "weights_sha256": deployment.model.weights.sha256},
         "settings": {name: getattr(settings, name) for name in settings.__slots__},
-        "fixed": [name for name in files if name in fixed or name.endswith(".whl")],
+        "fixed": [
+            name for name in files if name in fixed or any(fnmatchcase(name, each) for each in ("*.whl", *target.fixed))
+        ],
         "files": files,
     }
     write_json(folder / RECORD, record)

@@ -66,7 +66,8 @@ class Target:
     `emit(folder, deployment)` writes the target's own files into a folder that is being made. `verify(folder)` checks such a folder, and
     returns what it checked, one line each; a line that begins with "not checked" says what could not be, and why. It raises
     `DeploymentError` for what the platform would not take. `carries`: spanqa itself runs there, so the folder carries it. `model`: the
-    model's place in the folder; None where the target writes the model in a form of its own. `scales_to_zero`: min_replicas can be 0.
+    model's place in the folder; None where the target writes the model in a form of its own. `fixed`: patterns of the names of the files
+    beside the model and the wheel that nobody should edit. `scales_to_zero`: min_replicas can be 0.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Target:
     verify: Callable[[Path], list[str]]
     model: str | None = "model"
     carries: bool = True
+    fixed: tuple[str, ...] = ()
     scales_to_zero: bool = False
 
 
