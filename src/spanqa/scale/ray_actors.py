@@ -10,18 +10,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from spanqa import __version__
 from spanqa.checkpoint import BUNDLED
-from spanqa.errors import BackendError, InputError, SpanQAWarning
+from spanqa.errors import BackendError, SpanQAWarning
 from spanqa.extras import require
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.scale.answering import AnswerRule, Setup, answer_chunks, setup_of
 from spanqa.scale.job import Chunk, Result
-from spanqa.scale.ray_fleet import Fleet, joined, threads_of, total, wanted, with_room
+from spanqa.scale.ray_fleet import Fleet, device_of, joined, on_every_machine, threads_of, total, wanted, with_room
 from spanqa.scale.rows import BadRow
 from spanqa.signing import VerifyKey, as_keys
 
@@ -65,16 +64,10 @@ def ray_actors(
         SpanQAError: what `Reader.load` raises in an actor.
     """
     require("ray")
-    if device == "auto":
-        device = "cuda" if fleet.gpus else "cpu"
-    elif device != "cpu" and not fleet.gpus:
-        raise InputError(
-            f"device is {device!r}, but the actors have no GPU. Set aside some for each: --gpus-per-actor 1."
-        )
     load = {
-        "model": str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model),
+        "model": on_every_machine(model),
         "backend": backend,
-        "device": device,
+        "device": device_of(device, fleet.gpus, "--gpus-per-actor 1"),
         "dtype": dtype,
         "revision": revision,
         "threads": threads,

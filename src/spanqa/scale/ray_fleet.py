@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from spanqa.checkpoint import BUNDLED
 from spanqa.errors import BackendError, InputError
 
 _CPUS = 4
@@ -64,7 +66,7 @@ def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
     if before is not None and before.is_initialized():
         yield False
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address_of(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     how: dict[str, Any] = {"address": address}
     if address is None:
@@ -93,6 +95,12 @@ def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
         ray.shutdown()
 
 
+def address_of(given: str | None) -> str | None:
+    """Return the address of the Ray to join, $RAY_ADDRESS where none is given; None: one is to be started, which Ray calls "local"."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def _check_reachable(address: str) -> None:
     """Check that something listens at an address, which Ray would go on trying for a quarter of an hour.
 
@@ -104,9 +112,9 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port or a name that cannot be
         raise BackendError(
-            f"There is no Ray to join at {address!r}: {error.strerror or error}. `ray status --address {address}` on a machine of the "
+            f"There is no Ray to join at {address!r}: {getattr(error, 'strerror', None) or error}. `ray status --address {address}` on a machine of the "
             "cluster shows whether it runs."
         ) from error
 
@@ -151,3 +159,25 @@ def total() -> str:
 def threads_of(backend: str, cpus: float) -> int | None:
     """Return how many threads a reader has beside so many CPUs; None for backends whose library Ray tells by OMP_NUM_THREADS."""
     return None if backend in _OWN_THREADS else max(1, int(cpus))
+
+
+def device_of(device: str, gpus: float, option: str) -> str:
+    """Return the device of a process for which Ray has set aside so many GPUs: "auto" is then "cuda", else "cpu".
+
+    Ray leaves all GPUs of a machine visible to a process that has none.
+
+    Raises:
+        InputError: a GPU is wanted, and none set aside; the message names the option that does.
+    """
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    if device.startswith(("cuda", "gpu")) and not gpus:
+        raise InputError(f"device is {device!r}, but no GPU is set aside for it on Ray. Set some aside: {option}.")
+    return device
+
+
+def on_every_machine(model: str | os.PathLike[str]) -> str:
+    """Return a model's name as processes in other folders, and on other machines, find it: a folder by its full path."""
+    name = os.fspath(model)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path, it leaves the name of a user that does not exist
+    return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
