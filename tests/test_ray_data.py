@@ -28,8 +28,9 @@ PIER = "The pier was built in 1873 by Anna Kestrel. It is made of granite."
     [
         ({"least": 0}, "The number of actors is 0 to None; expected at least 1"),
         ({"least": 4, "most": 2}, "4 to 2; expected at least 1, and the second not below the first"),
-        ({"cpus": 0.0}, "cpus is 0.0; expected a number above 0"),
+        ({"cpus": 0.0}, "cpus is 0.0; expected a number from 0.0001 on"),
         ({"gpus": -1.0}, "gpus is -1.0; expected a part of one, such as 0.5, or a whole number"),
+        ({"gpus": 0.00001}, "gpus is 1e-05; expected a part of one"),
         ({"gpus": 1.5}, "gpus is 1.5; expected a part of one"),
     ],
 )

@@ -340,6 +340,10 @@ def test_what_cannot_be_used_is_refused_by_name(value: object, says: str) -> Non
         ({"max_wiat": 2}, "settings.max_wiat: there is no such field; did you mean max_wait?"),
         ({"max_wait": "2"}, "settings.max_wait is '2': input should be a valid number"),
         ({"max_wait": -1}, "max_wait is -1.0; expected at least 0"),
+        (
+            {"cors_origins": ["qa.example"]},
+            "cors_origins has 'qa.example'; expected an origin such as https://example.org",
+        ),
         ({"hosts": "qa.example"}, "settings.hosts is 'qa.example': input should be a valid array"),
     ],
 )

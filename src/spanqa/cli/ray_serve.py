@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import ConfigDict, ValidationError, create_model
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from spanqa.checkpoint import find
@@ -30,7 +31,7 @@ from spanqa.cli.serve import NOT_OPTIONS, make_service, open_browser, refuse, sp
 from spanqa.errors import BackendError, InputError, ServerError
 from spanqa.extras import require
 from spanqa.scale.ray_config import RayConfig, RayModel, explained, ray_config, read_ray_config
-from spanqa.scale.ray_fleet import address_of, device_of, joined, on_every_machine, threads_of
+from spanqa.scale.ray_fleet import address_of, device_of, joined, last_line, on_every_machine, threads_of
 from spanqa.scale.ray_serve import Served, ray_application
 from spanqa.serve.guard import PROBES, Guard
 from spanqa.serve.keys import read_keys
@@ -141,7 +142,9 @@ def settings_of(config: RayConfig) -> ServeSettings:
     except ValidationError as error:
         raise InputError(f"The settings cannot be used. {explained(error, {1: list(known)}, 'settings')}") from None
     keys = (*given.pop("keys", ()), *read_keys(config.key_file))
-    return ServeSettings(**given, keys=tuple(dict.fromkeys(keys)))
+    settings = ServeSettings(**given, keys=tuple(dict.fromkeys(keys)))
+    Guard(PlainTextResponse(), settings)  # it says now what cannot be used, and not in every ingress
+    return settings
 
 
 def config_of(given: Mapping[str, Any]) -> RayConfig:
@@ -232,7 +235,7 @@ def _run(
                 serve.start(proxy_location="EveryNode", http_options=http, logging_config={"enable_access_log": False})
                 serve.run(application, name=NAME, route_prefix="/")
             except Exception as error:  # of many types
-                raise ServerError(f"Ray could not start the application: {_reason(_failure() or error)}") from error
+                raise ServerError(f"Ray could not start the application: {last_line(_failure() or error)}.") from error
             ended = threading.Event()
             with signals(lambda delay: ended.set(), 0.0, lambda number: os._exit(128 + number)):
                 names = ", ".join(each.name for each in config.models)
@@ -291,7 +294,7 @@ def _check_it_runs() -> None:
     try:
         found = serve.status().applications.get(NAME)
     except Exception as error:  # of many types
-        raise ServerError(f"Ray Serve does not answer any more: {_reason(error)}") from error
+        raise ServerError(f"Ray Serve does not answer any more: {last_line(error)}.") from error
     if found is None:
         raise ServerError(f"The application {NAME!r} was taken down by somebody else.")
     if found.status == "DEPLOY_FAILED":
@@ -307,9 +310,3 @@ def _failure() -> str:
         found = serve.status().applications.get(NAME)
     says = [] if found is None else [each.message for each in found.deployments.values() if "rror" in each.message]
     return says[0] if says else ""
-
-
-def _reason(error: object) -> str:
-    """Return the last line of a message that may hold tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

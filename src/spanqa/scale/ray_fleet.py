@@ -16,6 +16,7 @@ from spanqa.checkpoint import BUNDLED
 from spanqa.errors import BackendError, InputError
 
 _CPUS = 4
+_LEAST_SHARE = 0.0001  # of a CPU or GPU; Ray counts in such parts
 _STORE_BYTES = 200 << 20  # of a Ray that we start; chunks in flight take a few MB, and what is more goes to disk
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, this keeps Ray to 127.0.0.1, as it does by itself on Windows and macOS; _node_ip_address alone does not on Linux."""
@@ -47,9 +48,9 @@ class Fleet:
             raise InputError(
                 f"The number of actors is {self.least} to {self.most}; expected at least 1, and the second not below the first."
             )
-        if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise InputError(f"cpus is {self.cpus}; expected a number above 0.")
-        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus != int(self.gpus)):
+        if self.cpus is not None and not _LEAST_SHARE <= self.cpus < math.inf:
+            raise InputError(f"cpus is {self.cpus}; expected a number from {_LEAST_SHARE} on.")
+        if not (self.gpus == 0 or _LEAST_SHARE <= self.gpus < math.inf) or (self.gpus > 1 and self.gpus % 1):
             raise InputError(f"gpus is {self.gpus}; expected a part of one, such as 0.5, or a whole number.")
 
 
@@ -145,7 +146,7 @@ def with_room(fleet: Fleet, *, alone: bool) -> Fleet:
 def wanted(actors: int, cpus: float | None, gpus: float) -> str:
     """Return what is wanted, for a message."""
     each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    return f"Wanted are {actors} actors of {each}"
+    return f"Wanted: {actors} actor{'' if actors == 1 else 's'} of {each}"
 
 
 def total() -> str:
@@ -154,6 +155,12 @@ def total() -> str:
 
     found = ray.cluster_resources()
     return f"Ray has {found.get('CPU', 0):g} CPU and {found.get('GPU', 0):g} GPU in all"
+
+
+def last_line(error: object) -> str:
+    """Return the last line of a message that may hold tracebacks of other machines, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
 
 
 def threads_of(backend: str, cpus: float) -> int | None:
