@@ -1,5 +1,6 @@
 """Ray without Ray: what is refused before it starts, and the stage of a pipeline. scripts/platforms/batch-ray has the rest."""
 
+import json
 import socket
 import subprocess
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from spanqa.reader import Reader
 from spanqa.scale import AnswerRows, AnswerRule, Fleet, ray_actors
 from spanqa.scale.answering import setup_of
 from spanqa.scale.ray_actors import Actors, _Loaded
+from spanqa.scale.ray_fleet import address_of, device_of, on_every_machine
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,8 +28,9 @@ PIER = "The pier was built in 1873 by Anna Kestrel. It is made of granite."
     [
         ({"least": 0}, "The number of actors is 0 to None; expected at least 1"),
         ({"least": 4, "most": 2}, "4 to 2; expected at least 1, and the second not below the first"),
-        ({"cpus": 0.0}, "cpus is 0.0; expected a number above 0"),
+        ({"cpus": 0.0}, "cpus is 0.0; expected a number from 0.0001 on"),
         ({"gpus": -1.0}, "gpus is -1.0; expected a part of one, such as 0.5, or a whole number"),
+        ({"gpus": 0.00001}, "gpus is 1e-05; expected a part of one"),
         ({"gpus": 1.5}, "gpus is 1.5; expected a part of one"),
     ],
 )
@@ -50,10 +53,66 @@ def test_without_ray_the_way_to_install_it_is_named(
 def test_a_gpu_that_no_actor_has_is_refused_before_ray_starts(mini: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "missing", lambda name: [])
     with (
-        pytest.raises(InputError, match=r"device is 'cuda', but the actors have no GPU.*--gpus-per-actor 1"),
+        pytest.raises(InputError, match=r"device is 'cuda', but no GPU is set aside.*--gpus-per-actor 1"),
         ray_actors(mini, device="cuda"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [("auto", 0.0, "cpu"), ("auto", 0.5, "cuda"), ("cpu", 1.0, "cpu"), ("mps", 0.0, "mps")],
+)
+def test_a_process_computes_on_the_gpu_that_is_set_aside_for_it(device: str, gpus: float, expected: str) -> None:
+    assert device_of(device, gpus, "--gpus-per-actor 1") == expected
+
+
+def test_a_folder_is_named_in_full_and_a_bundled_model_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("spanqa-mini", "mine", "organization/model"):
+        Path(name).mkdir(parents=True)
+    names = ["spanqa-mini", "mine", Path("mine"), "~/mine", "organization/model", "organization/another", "~nobody/x"]
+    mine = str(tmp_path / "mine")
+    assert [on_every_machine(name) for name in names] == [
+        "spanqa-mini", mine, mine, mine, str(tmp_path / "organization" / "model"), "organization/another", "~nobody/x",
+    ]  # fmt: skip
+
+
+def test_the_address_local_is_that_of_a_ray_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    assert [address_of(each) for each in (None, "", "auto", "local")] == ["10.0.0.7:6379"] * 2 + ["auto", None]
+    for value in ("local", ""):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        assert address_of(None) is None
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize(
+    ("address", "says"), [(f"127.0.0.1:{10**20}", "too large"), (f"{'a' * 64}:6379", "label .*too long")]
+)
+def test_an_address_that_cannot_be_is_named(
+    mini: Reader, monkeypatch: pytest.MonkeyPatch, address: str, says: str
+) -> None:
+    monkeypatch.setattr(extras, "missing", lambda name: [])
+    with (
+        pytest.raises(BackendError, match=f"There is no Ray to join at '{address}': .*{says}"),
+        ray_actors(mini, Fleet(address=address)),
+    ):
+        pass
+
+
+def test_an_output_that_is_there_is_refused_before_ray_starts(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(extras, "missing", lambda name: [])
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Who built it?", "context": PIER}))
+    (tmp_path / "out.jsonl").touch()
+    done = command("batch", tmp_path / "rows.jsonl", tmp_path / "out.jsonl", "--ray")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "already exists. Choose another name, or give --overwrite." in done.stderr
 
 
 @pytest.mark.enable_socket
@@ -152,3 +211,14 @@ def test_a_stage_refuses_columns_that_are_missing_or_there_already(mini: Reader)
         stage(pyarrow.table({"question": ["Who?"]}))
     with pytest.raises(InputError, match=r"There is a column 'prediction' already. Give `into` another name"):
         stage(pyarrow.table({"question": ["Who?"], "context": [PIER], "prediction": ["she"]}))
+
+
+def test_a_stage_is_given_tables_and_a_list_of_questions(mini: Reader) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    with pytest.raises(InputError, match=r"asks is 'Who\?'; expected a list of questions, such as \['Who\?'\]"):
+        AnswerRows(asks="Who?")
+    stage = AnswerRows(asks=["Who?"], backend=mini.backend.name)
+    table = pyarrow.table({"context": [PIER]})
+    for batch in (table.to_pydict(), table.to_batches()[0]):  # the first is what Ray Data gives by itself
+        with pytest.raises(InputError, match=rf'type {type(batch).__name__}; expected .*batch_format="pyarrow"'):
+            stage(batch)

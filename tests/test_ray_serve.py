@@ -5,6 +5,7 @@ The replicas are real applications in this process. scripts/platforms/serve-ray 
 
 import asyncio
 import json
+import math
 import re
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -103,7 +104,7 @@ def test_every_model_is_listed(two: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/models/three/v1/answers", "/v2/models/three/infer", "/v1/models/three:predict"])
-def test_a_model_that_is_not_there_is_named_in_no_log_but_refused(two: Any, path: str) -> None:
+def test_a_model_that_is_not_there_is_refused(two: Any, path: str) -> None:
     [response] = talk(two, ("POST", path, {}))
     assert (response.status_code, response.json()["error_type"]) == (404, "not_found")
     assert response.json()["error"] == "There is no such model here, only 'one', 'two'."
@@ -291,6 +292,9 @@ def test_a_body_that_is_too_large_or_a_client_that_asks_too_often_reaches_no_rep
 
 # --- configuration
 
+CIRCLE: dict[str, Any] = {}
+CIRCLE["models"] = [CIRCLE]
+
 
 def test_a_config_file_is_yaml_or_json(tmp_path: Path) -> None:
     text = "models:\n  - name: mini\n    num_gpus: 0.25\n    max_replicas: 8\nsettings: {max_wait: 2, hosts: [qa.example]}\n"
@@ -319,7 +323,10 @@ def test_a_config_file_is_yaml_or_json(tmp_path: Path) -> None:
         ({"models": [{"name": "a", "target_ongoing_requests": 20}]}, "max_ongoing_requests is 16, less than target_ongoing"),
         ({"models": [{"name": "a", "num_gpus": 1.5}]}, "num_gpus is 1.5; expected a part of one, or a whole number"),
         ({"models": [{"name": "a"}, {"name": "a"}]}, "there are two of the name 'a'"),
+        ({"models": [{"name": "a", "num_gpus": math.inf}]}, "models.0.num_gpus is inf: input should be a finite number"),
         ([], "What I said is list; expected fields, such as models"),
+        (None, "What I said is empty; expected fields, such as models"),
+        (CIRCLE, "What I said holds itself, or is nested too deeply"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_by_name(value: object, says: str) -> None:
@@ -333,6 +340,10 @@ def test_what_cannot_be_used_is_refused_by_name(value: object, says: str) -> Non
         ({"max_wiat": 2}, "settings.max_wiat: there is no such field; did you mean max_wait?"),
         ({"max_wait": "2"}, "settings.max_wait is '2': input should be a valid number"),
         ({"max_wait": -1}, "max_wait is -1.0; expected at least 0"),
+        (
+            {"cors_origins": ["qa.example"]},
+            "cors_origins has 'qa.example'; expected an origin such as https://example.org",
+        ),
         ({"hosts": "qa.example"}, "settings.hosts is 'qa.example': input should be a valid array"),
     ],
 )
@@ -416,10 +427,30 @@ def test_options_are_one_model_and_its_settings(ran: list[Any], command: Command
     assert command("serve", "--ray", *options, "--port", "9000", "--address", "10.0.0.1:6379").returncode == 0
     [(config, settings, listen, address, *_)] = ran
     assert config.models == (
-        RayModel(name="some-model", model="hub/some-model", dtype="int8", threads=2, verify_key=("a.pem",)),
+        RayModel(
+            name="some-model",
+            model="hub/some-model",
+            device="cpu",
+            dtype="int8",
+            threads=2,
+            verify_key=(str(Path("a.pem").absolute()),),
+        ),
     )
     assert settings == ServeSettings(max_wait=1.5, hosts=("qa.example",))
     assert (listen.port, address) == (9000, "10.0.0.1:6379")
+
+
+def test_replicas_find_the_model_and_its_keys_from_other_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    of_file = {"name": "a", "model": "mine", "verify_key": ["a.pem", "sigstore:me,issuer"], "num_gpus": 0.5}
+    [model] = cli._on_every_machine(ray_config({"models": [of_file]})).models
+    assert (model.model, model.device) == (str(tmp_path / "mine"), "cuda")
+    assert model.verify_key == (str(tmp_path / "a.pem"), "sigstore:me,issuer")
+    with pytest.raises(InputError, match=r"device is 'cuda', but no GPU is set aside .* num_gpus: 1 for the model 'a'"):
+        cli._on_every_machine(ray_config({"models": [{"name": "a", "device": "cuda"}]}))
 
 
 def test_a_config_file_is_used_alone(ran: list[Any], command: Command, tmp_path: Path) -> None:

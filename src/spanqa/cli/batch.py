@@ -130,10 +130,13 @@ def batch(
     from spanqa.progress import silent
     from spanqa.retrieval import TextIndex
     from spanqa.scale import AnswerRule, place_of, run_batch, texts_input
+    from spanqa.scale.job import check_output
     from spanqa.windows import check_question
 
     place = place_of(out)
     _check_is_another_file(source, place)
+    if place.path is not None:
+        check_output(place.path, overwrite=overwrite)
     for each in ask or []:
         check_question(each)
     rule = AnswerRule(top_k, threshold, no_answer, min_probability)

@@ -15,21 +15,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 from pydantic import ConfigDict, ValidationError, create_model
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
 from spanqa.checkpoint import find
 from spanqa.cli import options
 from spanqa.cli.serve import NOT_OPTIONS, make_service, open_browser, refuse, speaker
-from spanqa.errors import InputError, ServerError
+from spanqa.errors import BackendError, InputError, ServerError
 from spanqa.extras import require
 from spanqa.scale.ray_config import RayConfig, RayModel, explained, ray_config, read_ray_config
-from spanqa.scale.ray_fleet import joined, threads_of
+from spanqa.scale.ray_fleet import address_of, device_of, joined, last_line, on_every_machine, threads_of
 from spanqa.scale.ray_serve import Served, ray_application
 from spanqa.serve.guard import PROBES, Guard
 from spanqa.serve.keys import read_keys
@@ -37,6 +39,7 @@ from spanqa.serve.listening import ServerOptions, listening, urls
 from spanqa.serve.logs import LogFormat, configure
 from spanqa.serve.server import signals, warm_up
 from spanqa.serve.settings import ServeSettings
+from spanqa.signing import as_keys
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -73,7 +76,7 @@ def application(args: dict[str, Any]) -> "Application":
     Raises:
         InputError: a field is not known, missing, or has a value that cannot be used.
     """
-    config = ray_config(args, "args of spanqa.cli.ray_serve:application")
+    config = _on_every_machine(ray_config(args, "args of spanqa.cli.ray_serve:application"))
     return _application(config, settings_of(config))
 
 
@@ -83,6 +86,25 @@ def _application(config: RayConfig, settings: ServeSettings) -> "Application":
     front = partial(_front, settings, config.log_format)
     # The replica says first that the time is over: its message is the better one, and it is counted.
     return ray_application(config, makes, front, seconds=settings.deadline + 1, probes=PROBES)
+
+
+def _on_every_machine(config: RayConfig) -> RayConfig:
+    """Return a configuration whose models are loaded from any folder, and on a GPU where one is set aside.
+
+    Raises:
+        InputError: a GPU is wanted, and none set aside.
+    """
+    models = [
+        each.model_copy(
+            update={
+                "model": on_every_machine(each.model),
+                "verify_key": as_keys(each.verify_key),
+                "device": device_of(each.device, each.num_gpus, f"num_gpus: 1 for the model {each.name!r}"),
+            }
+        )
+        for each in config.models
+    ]
+    return config.model_copy(update={"models": tuple(models)})
 
 
 def _make(model: RayModel, settings: ServeSettings, log_format: LogFormat) -> Served:
@@ -120,7 +142,9 @@ def settings_of(config: RayConfig) -> ServeSettings:
     except ValidationError as error:
         raise InputError(f"The settings cannot be used. {explained(error, {1: list(known)}, 'settings')}") from None
     keys = (*given.pop("keys", ()), *read_keys(config.key_file))
-    return ServeSettings(**given, keys=tuple(dict.fromkeys(keys)))
+    settings = ServeSettings(**given, keys=tuple(dict.fromkeys(keys)))
+    Guard(PlainTextResponse(), settings)  # it says now what cannot be used, and not in every ingress
+    return settings
 
 
 def config_of(given: Mapping[str, Any]) -> RayConfig:
@@ -160,6 +184,7 @@ def serve_on_ray(given: Mapping[str, Any]) -> None:
         limits = sorted({each.name for each in fields(ServeSettings)} - set(NOT_OPTIONS))
         refuse(given, (*OF_MODEL, *others, *limits), "give it in the file of --ray-config")
         config = read_ray_config(given["ray_config"])
+    config = _on_every_machine(config)
     listen = ServerOptions(**{each.name: given[each.name] for each in fields(ServerOptions)})
     if listen.port == 0:
         raise typer.BadParameter("Ray Serve needs a port of its own; give one", param_hint="--port")
@@ -168,8 +193,8 @@ def serve_on_ray(given: Mapping[str, Any]) -> None:
     configure(config.log_format, text=settings.log_text)
     say = speaker(config.log_format, listen, settings)
     when_ready = open_browser if given["open_page"] else lambda url: None
-    address = given["address"] or os.environ.get("RAY_ADDRESS")
-    url = f"http://{listen.host}:{listen.port}"
+    address = address_of(given["address"])
+    url = f"http://{f'[{listen.host}]' if ':' in listen.host else listen.host}:{listen.port}"
     if not address:
         with listening(listen) as sockets:  # only to see that it can be had: Ray would try for long
             url = urls(sockets)[0]
@@ -191,23 +216,30 @@ def _run(
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
-    with joined(address, "serve"):
+    with joined(address, "serve") as ours:
         from ray import serve
 
-        say(f"Ray is {'joined' if address else 'started'}; the application is being started.")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        _compare_with_need(config, say)
+        say(f"Ray is {'started' if ours else 'joined'}; the application is being started.")
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        _check_room(config, say, alone=ours)
+        listens = f"Listening on {url}{'' if ours else ' of every node that has replicas'}."
+        there = serve.status()
+        if there.proxies:
+            listens = "Listening where Ray Serve listens on this cluster: it ran already, and --host, --port and --keep-alive change nothing."
+        if NAME in there.applications:
+            say(f"Warning: the application {NAME!r} runs there already, and is replaced.")
+        application = _application(config, settings)
         http = {"host": listen.host, "port": listen.port, "keep_alive_timeout_s": int(listen.keep_alive)}
-        serve.start(proxy_location="EveryNode", http_options=http, logging_config={"enable_access_log": False})
         try:
             try:
-                serve.run(_application(config, settings), name=NAME, route_prefix="/")
-            except RuntimeError as error:
-                raise ServerError(f"Ray could not start the application: {_reason(_failure() or error)}") from None
+                serve.start(proxy_location="EveryNode", http_options=http, logging_config={"enable_access_log": False})
+                serve.run(application, name=NAME, route_prefix="/")
+            except Exception as error:  # of many types
+                raise ServerError(f"Ray could not start the application: {last_line(_failure() or error)}.") from error
             ended = threading.Event()
             with signals(lambda delay: ended.set(), 0.0, lambda number: os._exit(128 + number)):
                 names = ", ".join(each.name for each in config.models)
-                say(f"Listening on {url}{' of every node that has replicas' if address else ''}.")
+                say(listens)
                 say(f"Ready in {time.monotonic() - began:.1f} s: {names} on Ray.")
                 when_ready(url)
                 while not ended.wait(SECONDS_BETWEEN_LOOKS):
@@ -218,20 +250,37 @@ def _run(
             watch = threading.Timer(config.drain_timeout + SECONDS_TO_END, os._exit, [1])
             watch.daemon = True
             watch.start()
-            serve.delete(NAME)
+            _take_down(config.drain_timeout + SECONDS_TO_END / 2)
 
 
-def _compare_with_need(config: RayConfig, say: Callable[[str], None]) -> None:
-    """Say so where Ray has too little for the first replicas: it waits without a word, until somebody adds a machine."""
+def _take_down(seconds: float) -> None:
+    """Delete the application, and wait at most so long for the requests in work; serve.delete itself waits 60 seconds, and fails then."""
+    from ray import serve
+
+    with suppress(Exception):  # Ray or the application is gone already
+        serve.delete(NAME, _blocking=False)
+        until = time.monotonic() + seconds
+        while NAME in serve.status().applications and time.monotonic() < until:
+            time.sleep(0.2)
+
+
+def _check_room(config: RayConfig, say: Callable[[str], None], *, alone: bool) -> None:
+    """Check that Ray has enough for the first replicas: it would wait without a word, until somebody adds a machine.
+
+    Raises:
+        BackendError: it has not, and nobody will, since it is `alone`.
+    """
     import ray
 
     there = ray.cluster_resources()
     for what, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         needed = sum(each.min_replicas * getattr(each, field) for each in config.models)
-        if needed > there.get(what, 0):
-            say(
-                f"Warning: min_replicas of all models need {needed:g} {what}s, and Ray has {there.get(what, 0):g}. It waits for more."
-            )
+        if needed <= there.get(what, 0):
+            continue
+        says = f"The first replicas of all models need {needed:g} {what}, and Ray has {there.get(what, 0):g}."
+        if alone:
+            raise BackendError(f"{says} Lower min_replicas or {field}, or join a Ray of more machines: --address.")
+        say(f"Warning: {says} It waits for more.")
 
 
 def _check_it_runs() -> None:
@@ -242,7 +291,10 @@ def _check_it_runs() -> None:
     """
     from ray import serve
 
-    found = serve.status().applications.get(NAME)
+    try:
+        found = serve.status().applications.get(NAME)
+    except Exception as error:  # of many types
+        raise ServerError(f"Ray Serve does not answer any more: {last_line(error)}.") from error
     if found is None:
         raise ServerError(f"The application {NAME!r} was taken down by somebody else.")
     if found.status == "DEPLOY_FAILED":
@@ -253,12 +305,8 @@ def _failure() -> str:
     """Return what Ray says of replicas that could not be made, or "" where it says nothing."""
     from ray import serve
 
-    found = serve.status().applications.get(NAME)
+    found = None
+    with suppress(Exception):  # Ray is gone
+        found = serve.status().applications.get(NAME)
     says = [] if found is None else [each.message for each in found.deployments.values() if "rror" in each.message]
     return says[0] if says else ""
-
-
-def _reason(error: object) -> str:
-    """Return the last line of a message that may hold tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -175,6 +175,20 @@ def counts_of(answered: Sequence[Answered], bads: Sequence[BadRow]) -> Counts:
     return Counts(rows, len(bads), found, len(answered) - found)
 
 
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Check what can be checked of an output before anything is read or started.
+
+    Raises:
+        InputError: it exists, or its folder does not.
+    """
+    if out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder. Give the name of a file.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{str(out)!r} already exists. Choose another name, or give --overwrite.")
+    if not out.parent.is_dir():
+        raise InputError(f"The folder {str(out.parent)!r} does not exist. Create it first.")
+
+
 @contextmanager
 def begin(
     out: Path, layout: Layout, identity: Identity, *, overwrite: bool, text: bool, resumable: bool = True
@@ -187,13 +201,8 @@ def begin(
     Raises:
         InputError: the output exists, is in work, cannot be written, or was begun as another job: the message names what differs.
     """
+    check_output(out, overwrite=overwrite)
     job = Job(out, layout, text=text)
-    if out.is_dir():
-        raise InputError(f"{str(out)!r} is a folder. Give the name of a file.")
-    if out.exists() and not overwrite:
-        raise InputError(f"{str(out)!r} already exists. Choose another name, or give --overwrite.")
-    if not out.parent.is_dir():
-        raise InputError(f"The folder {str(out.parent)!r} does not exist. Create it first.")
     try:
         with claimed(job.folder):
             with stopping_at_full_disk(out):

@@ -10,18 +10,27 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from spanqa import __version__
 from spanqa.checkpoint import BUNDLED
-from spanqa.errors import BackendError, InputError, SpanQAWarning
+from spanqa.errors import BackendError, CheckpointError, SpanQAWarning
 from spanqa.extras import require
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
 from spanqa.scale.answering import AnswerRule, Setup, answer_chunks, setup_of
 from spanqa.scale.job import Chunk, Result
-from spanqa.scale.ray_fleet import Fleet, joined, threads_of, total, wanted, with_room
+from spanqa.scale.ray_fleet import (
+    Fleet,
+    device_of,
+    joined,
+    last_line,
+    on_every_machine,
+    threads_of,
+    total,
+    wanted,
+    with_room,
+)
 from spanqa.scale.rows import BadRow
 from spanqa.signing import VerifyKey, as_keys
 
@@ -65,16 +74,10 @@ def ray_actors(
         SpanQAError: what `Reader.load` raises in an actor.
     """
     require("ray")
-    if device == "auto":
-        device = "cuda" if fleet.gpus else "cpu"
-    elif device != "cpu" and not fleet.gpus:
-        raise InputError(
-            f"device is {device!r}, but the actors have no GPU. Set aside some for each: --gpus-per-actor 1."
-        )
     load = {
-        "model": str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model),
+        "model": on_every_machine(model),
         "backend": backend,
-        "device": device,
+        "device": device_of(device, fleet.gpus, "--gpus-per-actor 1"),
         "dtype": dtype,
         "revision": revision,
         "threads": threads,
@@ -261,8 +264,17 @@ class Actors:
 
         try:
             loaded: _Loaded = _value(actor.loading)
+        except CheckpointError as error:  # here it was found, and is sound
+            raise CheckpointError(
+                f"On another machine: {error} A model must lie at the same path on all of them."
+            ) from error
         except ray.exceptions.RayError as error:
             self._remove(actor)
+            if getattr(error, "actor_init_failed", False):  # it was not even made, and would not be at another time
+                raise BackendError(
+                    f"An actor cannot be made: {last_line(error)}. Every machine of the cluster needs what this one has: spanqa with "
+                    "its extra [ray], in the same version."
+                ) from error
             self._died_loading += 1
             if self._died_loading == DEATHS:
                 raise BackendError(

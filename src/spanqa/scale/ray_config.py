@@ -27,7 +27,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RayModel(_Strict):
@@ -123,7 +125,7 @@ def read_ray_config(path: str | Path) -> RayConfig:
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"The config file {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         says = " ".join(str(error).split())
         raise InputError(f"The config file {str(path)!r} is neither YAML nor JSON: {says}.") from None
     return ray_config(value, f"The config file {str(path)!r}")
@@ -136,9 +138,14 @@ def ray_config(value: object, what: str = "The configuration") -> RayConfig:
         InputError: it names each field that is not known, is missing, or has a value that cannot be used.
     """
     if not isinstance(value, Mapping):
-        raise InputError(f"{what} is {type(value).__name__}; expected fields, such as models.")
+        found = "empty" if value is None else type(value).__name__
+        raise InputError(f"{what} is {found}; expected fields, such as models.")
     try:
-        return RayConfig.model_validate_json(json.dumps(value, default=str))
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):
+        raise InputError(f"{what} holds itself, or is nested too deeply; expected fields, such as models.") from None
+    try:
+        return RayConfig.model_validate_json(text)
     except ValidationError as error:
         names = {1: list(RayConfig.model_fields), 3: list(RayModel.model_fields)}
         raise InputError(f"{what} cannot be used. {explained(error, names)}") from None

@@ -12,7 +12,7 @@ from spanqa.scale.answering import AnswerRule, answer_chunks
 from spanqa.scale.job import Chunk
 from spanqa.scale.outputs import Answered, answer_array, answers_array
 from spanqa.scale.questions import asked_of, columns_among
-from spanqa.scale.ray_fleet import threads_of
+from spanqa.scale.ray_fleet import device_of, threads_of
 from spanqa.scale.rows import BadRow, Row
 from spanqa.signing import VerifyKey
 
@@ -27,11 +27,12 @@ class AnswerRows:
     `prediction` is a struct with the fields that `spanqa batch` writes to Parquet, and with a `top_k` above 1 `predictions` is a list of
     them. A row that cannot be read gets a null there, and the reason in `prediction_error`, which is null in all other rows. The columns of question and text are found by their usual names
     if they are not given; `asks` are asked of every row instead of a column. A row of several questions becomes several rows. The
-    rest is as in `Reader.load`; `threads` are as many as the actor has CPUs.
+    rest is as in `Reader.load`; `threads` are as many as the actor has CPUs, and `device="auto"` is "cuda" where it has a GPU, else
+    "cpu".
 
     Raises:
         DatasetError: a column is missing.
-        InputError: there is a column of the name of `into` already.
+        InputError: there is a column of the name of `into` already, a batch is no table of Arrow, or `asks` is a single text.
     """
 
     def __init__(
@@ -50,9 +51,12 @@ class AnswerRows:
         threads: int | None = None,
         verify_key: VerifyKey | Sequence[VerifyKey] | None = None,
     ) -> None:
-        cpus = _assigned_cpus()
-        if threads is None and cpus is not None:
-            threads = threads_of(backend, cpus)
+        if isinstance(asks, str):
+            raise InputError(f"asks is {asks!r}; expected a list of questions, such as [{asks!r}].")
+        assigned = _assigned()
+        if assigned is not None:
+            threads = threads or threads_of(backend, assigned.get("CPU", 1.0))
+            device = device_of(device, assigned.get("GPU", 0.0), "num_gpus=1 in map_batches")
         self._reader = Reader.load(
             model,
             backend=backend,
@@ -68,6 +72,10 @@ class AnswerRows:
         """Return a table of Arrow with its answers."""
         import pyarrow
 
+        if not isinstance(table, pyarrow.Table):
+            raise InputError(
+                f'AnswerRows was given a batch of type {type(table).__name__}; expected a table of Arrow: map_batches(..., batch_format="pyarrow").'
+            )
         names, into = table.column_names, self._into
         new = [into, f"{into}s", f"{into}_error"] if self._rule.top_k > 1 else [into, f"{into}_error"]
         for name in new:
@@ -103,9 +111,10 @@ def _rows_of(table: Any) -> Iterator[Row | BadRow]:
             yield BadRow(number + 1, None, "not UTF-8")
 
 
-def _assigned_cpus() -> float | None:
-    """Return the CPUs that Ray has set aside for the actor that this is; None outside of Ray."""
+def _assigned() -> dict[str, float] | None:
+    """Return what Ray has set aside for the actor that this is, by kind; None outside of actors."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
+    if ray is None or not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
         return None
-    return float(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    return resources

@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from spanqa.checkpoint import BUNDLED
 from spanqa.errors import BackendError, InputError
 
 _CPUS = 4
+_LEAST_SHARE = 0.0001  # of a CPU or GPU; Ray counts in such parts
 _STORE_BYTES = 200 << 20  # of a Ray that we start; chunks in flight take a few MB, and what is more goes to disk
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, this keeps Ray to 127.0.0.1, as it does by itself on Windows and macOS; _node_ip_address alone does not on Linux."""
@@ -45,9 +48,9 @@ class Fleet:
             raise InputError(
                 f"The number of actors is {self.least} to {self.most}; expected at least 1, and the second not below the first."
             )
-        if self.cpus is not None and not 0 < self.cpus < math.inf:
-            raise InputError(f"cpus is {self.cpus}; expected a number above 0.")
-        if not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus != int(self.gpus)):
+        if self.cpus is not None and not _LEAST_SHARE <= self.cpus < math.inf:
+            raise InputError(f"cpus is {self.cpus}; expected a number from {_LEAST_SHARE} on.")
+        if not (self.gpus == 0 or _LEAST_SHARE <= self.gpus < math.inf) or (self.gpus > 1 and self.gpus % 1):
             raise InputError(f"gpus is {self.gpus}; expected a part of one, such as 0.5, or a whole number.")
 
 
@@ -64,7 +67,7 @@ def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
     if before is not None and before.is_initialized():
         yield False
         return
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address_of(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     how: dict[str, Any] = {"address": address}
     if address is None:
@@ -93,6 +96,12 @@ def joined(address: str | None, namespace: str | None = None) -> Iterator[bool]:
         ray.shutdown()
 
 
+def address_of(given: str | None) -> str | None:
+    """Return the address of the Ray to join, $RAY_ADDRESS where none is given; None: one is to be started, which Ray calls "local"."""
+    address = given or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def _check_reachable(address: str) -> None:
     """Check that something listens at an address, which Ray would go on trying for a quarter of an hour.
 
@@ -104,9 +113,9 @@ def _check_reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # a port or a name that cannot be
         raise BackendError(
-            f"There is no Ray to join at {address!r}: {error.strerror or error}. `ray status --address {address}` on a machine of the "
+            f"There is no Ray to join at {address!r}: {getattr(error, 'strerror', None) or error}. `ray status --address {address}` on a machine of the "
             "cluster shows whether it runs."
         ) from error
 
@@ -137,7 +146,7 @@ def with_room(fleet: Fleet, *, alone: bool) -> Fleet:
 def wanted(actors: int, cpus: float | None, gpus: float) -> str:
     """Return what is wanted, for a message."""
     each = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-    return f"Wanted are {actors} actors of {each}"
+    return f"Wanted: {actors} actor{'' if actors == 1 else 's'} of {each}"
 
 
 def total() -> str:
@@ -148,6 +157,34 @@ def total() -> str:
     return f"Ray has {found.get('CPU', 0):g} CPU and {found.get('GPU', 0):g} GPU in all"
 
 
+def last_line(error: object) -> str:
+    """Return the last line of a message that may hold tracebacks of other machines, without its full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
 def threads_of(backend: str, cpus: float) -> int | None:
     """Return how many threads a reader has beside so many CPUs; None for backends whose library Ray tells by OMP_NUM_THREADS."""
     return None if backend in _OWN_THREADS else max(1, int(cpus))
+
+
+def device_of(device: str, gpus: float, option: str) -> str:
+    """Return the device of a process for which Ray has set aside so many GPUs: "auto" is then "cuda", else "cpu".
+
+    Ray leaves all GPUs of a machine visible to a process that has none.
+
+    Raises:
+        InputError: a GPU is wanted, and none set aside; the message names the option that does.
+    """
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
+    if device.startswith(("cuda", "gpu")) and not gpus:
+        raise InputError(f"device is {device!r}, but no GPU is set aside for it on Ray. Set some aside: {option}.")
+    return device
+
+
+def on_every_machine(model: str | os.PathLike[str]) -> str:
+    """Return a model's name as processes in other folders, and on other machines, find it: a folder by its full path."""
+    name = os.fspath(model)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - unlike Path, it leaves the name of a user that does not exist
+    return str(path.absolute()) if name not in BUNDLED and path.is_dir() else name
