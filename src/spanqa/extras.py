@@ -42,6 +42,7 @@ NEEDS: dict[str, Need] = {
     "tracing": Need("Tracing", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"), "tracing"),
     "sign": Need("Signing and verifying models", ("model_signing", "OpenSSL"), "sign"),
     "deploy": Need("Deploying", ("jinja2", "packaging", "yaml"), "deploy"),
+    "kubernetes": Need("Checking manifests of Kubernetes", ("kubernetes_validate", "jsonschema"), "deploy"),
     "client": Need("The client", ("httpx",), "client"),
     "transformers": Need("Reviving the pipeline of transformers", ("transformers", "torch"), "torch"),
 }

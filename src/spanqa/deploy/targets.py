@@ -1,9 +1,17 @@
 """The targets that there are."""
 
-from spanqa.deploy import azureml, huggingface, onnx, triton, vllm
+from spanqa.deploy import azureml, huggingface, kserve, kubernetes, onnx, triton, vllm
 from spanqa.deploy.target import Target
 
-_ALL: tuple[Target, ...] = (huggingface.TARGET, azureml.TARGET, triton.TARGET, vllm.TARGET, onnx.TARGET)
+_ALL: tuple[Target, ...] = (
+    huggingface.TARGET,
+    azureml.TARGET,
+    kubernetes.TARGET,
+    kserve.TARGET,
+    triton.TARGET,
+    vllm.TARGET,
+    onnx.TARGET,
+)
 
 TARGETS: dict[str, Target] = {each.name: each for each in _ALL}
 """By name, in the order in which the documentation has them."""
