@@ -15,6 +15,7 @@ from spanqa.deploy.manifests import (
     check_schemas,
     port_names,
     read_manifests,
+    read_yaml,
     to_fill_in,
 )
 from spanqa.deploy.render import write
@@ -24,7 +25,39 @@ from spanqa.errors import DeploymentError
 _DEVICES = ("cpu", "cuda")
 _KUSTOMIZATION = "kustomization.yaml"
 _FIELDS = frozenset(
-    ["apiVersion", "kind", "metadata", "resources", "components", "crds", "namePrefix", "nameSuffix", "namespace", "commonLabels", "labels", "commonAnnotations", "patches", "patchesStrategicMerge", "patchesJson6902", "configMapGenerator", "secretGenerator", "generatorOptions", "replicas", "images", "replacements", "helmCharts", "helmGlobals", "vars", "transformers", "generators", "validators", "openapi", "buildMetadata", "configurations", "sortOptions"]
+    [
+        "apiVersion",
+        "kind",
+        "metadata",
+        "resources",
+        "components",
+        "crds",
+        "namePrefix",
+        "nameSuffix",
+        "namespace",
+        "commonLabels",
+        "labels",
+        "commonAnnotations",
+        "patches",
+        "patchesStrategicMerge",
+        "patchesJson6902",
+        "configMapGenerator",
+        "secretGenerator",
+        "generatorOptions",
+        "replicas",
+        "images",
+        "replacements",
+        "helmCharts",
+        "helmGlobals",
+        "vars",
+        "transformers",
+        "generators",
+        "validators",
+        "openapi",
+        "buildMetadata",
+        "configurations",
+        "sortOptions",
+    ]
 )
 """Of a kustomization; kustomize refuses others, too."""
 
@@ -136,8 +169,6 @@ def _resources(folder: Path) -> Iterator[Manifest]:
 
 def _build(folder: Path) -> list[Manifest] | None:
     """Return what kustomize makes of a folder; None if it is not installed."""
-    import yaml
-
     if shutil.which("kubectl"):
         command = ["kubectl", "kustomize", str(folder)]
     elif shutil.which("kustomize"):
@@ -147,7 +178,7 @@ def _build(folder: Path) -> list[Manifest] | None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise DeploymentError(f"{folder.name}: kustomize does not build it: {' '.join(done.stderr.split())[-300:]}")
-    return [each for each in yaml.safe_load_all(done.stdout) if each is not None]
+    return read_yaml(done.stdout)
 
 
 def _check_together(where: str, manifests: list[Manifest]) -> None:
@@ -160,7 +191,7 @@ def _check_together(where: str, manifests: list[Manifest]) -> None:
     deployments = {name: each for (kind, name), each in of.items() if kind == "Deployment"}
     for name, each in deployments.items():
         template = each["spec"]["template"]
-        _check_selects(f"{where}: Deployment {name}", each["spec"]["selector"]["matchLabels"], [template])
+        _check_selects(f"{where}: Deployment {name}", each["spec"]["selector"].get("matchLabels", {}), [template])
         account = template["spec"].get("serviceAccountName")
         if account and ("ServiceAccount", account) not in of:
             raise DeploymentError(
@@ -172,14 +203,14 @@ def _check_together(where: str, manifests: list[Manifest]) -> None:
     for (kind, name), each in of.items():
         here, spec = f"{where}: {kind} {name}", each.get("spec", {})
         if kind == "Service":
-            _check_selects(here, spec["selector"], templates)
+            _check_selects(here, spec.get("selector", {}), templates)
             _check_ports(here, (port.get("targetPort", port["port"]) for port in spec["ports"]), ports)
         elif kind == "PodDisruptionBudget":
-            _check_selects(here, spec["selector"]["matchLabels"], templates)
+            _check_selects(here, spec.get("selector", {}).get("matchLabels", {}), templates)
         elif kind == "NetworkPolicy":
-            _check_selects(here, spec["podSelector"].get("matchLabels", {}), templates)
+            _check_selects(here, spec.get("podSelector", {}).get("matchLabels", {}), templates)
             rules = [port for rule in spec.get("ingress", ()) for port in rule.get("ports", ())]
-            _check_ports(here, (port["port"] for port in rules), ports)
+            _check_ports(here, (port["port"] for port in rules if "port" in port), ports)
         elif kind in ("HorizontalPodAutoscaler", "ScaledObject"):
             target = spec["scaleTargetRef"]["name"]
             if target not in deployments:
@@ -187,9 +218,9 @@ def _check_together(where: str, manifests: list[Manifest]) -> None:
             _check_metrics(here, spec, deployments[target])
         elif kind == "ServiceMonitor":
             services = [other for (kind, _), other in of.items() if kind == "Service"]
-            _check_selects(here, spec["selector"]["matchLabels"], services)
+            _check_selects(here, spec.get("selector", {}).get("matchLabels", {}), services)
             names = {port.get("name") for service in services for port in service["spec"]["ports"]}
-            _check_ports(here, (endpoint["port"] for endpoint in spec["endpoints"]), names)
+            _check_ports(here, (endpoint.get("port") for endpoint in spec.get("endpoints", ())), names)
 
 
 def _check_selects(where: str, wanted: Mapping[str, str], among: Iterable[Mapping[str, Any]]) -> None:

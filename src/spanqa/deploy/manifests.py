@@ -37,13 +37,21 @@ def read_manifests(path: Path) -> list[Manifest]:
     import yaml
 
     try:
-        found = [each for each in yaml.safe_load_all(read_text(path)) if each is not None]
+        found = read_yaml(read_text(path))
     except yaml.YAMLError as error:
         raise DeploymentError(f"{path.name!r} is not YAML: {' '.join(str(error).split())}") from None
     for each in found:
         if not isinstance(each, dict) or not {"apiVersion", "kind"} <= each.keys():
             raise DeploymentError(f"{path.name!r} holds something without apiVersion and kind. Expected a manifest.")
     return found
+
+
+def read_yaml(text: str) -> list[Any]:
+    """Return the documents in a text, without empty ones; with libyaml, if it is there."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [each for each in yaml.load_all(text, loader) if each is not None]
 
 
 def check_schemas(manifests: Iterable[tuple[str, Manifest]]) -> list[str]:
@@ -148,7 +156,8 @@ def check_pod(pod: Mapping[str, Any], where: str) -> None:
                 raise DeploymentError(f"{here} mounts volume {mount['name']!r}; the volumes are {_listed(volumes)}.")
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         arguments = container.get("args", [])
-        needed = sleep + _seconds(arguments, "--drain-delay", 5) + _seconds(arguments, "--drain-timeout", 30)
+        drain = [_seconds(here, arguments, *each) for each in (("--drain-delay", 5), ("--drain-timeout", 30))]
+        needed = sleep + sum(drain)
         grace = pod.get("terminationGracePeriodSeconds", 30)
         if grace <= needed:
             raise DeploymentError(
@@ -163,11 +172,15 @@ def port_names(containers: Iterable[Mapping[str, Any]]) -> set[str | int]:
     return {port["containerPort"] for port in ports} | {port["name"] for port in ports if "name" in port}
 
 
-def _seconds(arguments: list[str], option: str, default: float) -> float:
+def _seconds(where: str, arguments: list[str], option: str, default: float) -> float:
     for place, each in enumerate(arguments):
         name, equals, value = each.partition("=")
         if name == option:
-            return float(value if equals else arguments[place + 1])
+            given = value if equals else "".join(arguments[place + 1 : place + 2])
+            try:
+                return float(given)
+            except ValueError:
+                raise DeploymentError(f"{where}: {option} is {given!r}. Expected seconds.") from None
     return default
 
 
