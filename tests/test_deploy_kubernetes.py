@@ -19,9 +19,12 @@ import pytest
 
 pytest.importorskip("jinja2")
 pytest.importorskip("packaging")
-yaml = pytest.importorskip("yaml")
+pytest.importorskip("yaml")
 pytest.importorskip("jsonschema")
-kubernetes_validate = pytest.importorskip("kubernetes_validate")
+pytest.importorskip("kubernetes_validate")
+
+import kubernetes_validate
+import yaml
 
 from serving import PASSAGE
 from spanqa.deploy import manifests
