@@ -305,7 +305,7 @@ YAML_EDITS = [
     ("endpoint.yml", "name: ", "nam: ", "endpoint.yml has no field 'nam'"),
     ("endpoint.yml", "identity:\n  type: system_assigned", "identity: mine #", "identity is 'mine'; expected the fields type"),
     ("endpoint-private.yml", "user_assigned_identities", "user_assigned_identites", "no field 'user_assigned_identites'"),
-    ("deployment.yml", "request_timeout_ms", "request_timeout", "request_settings has no field 'request_timeout'"),
+    ("deployment.yml", "request_timeout_ms:", "request_timeout:", "request_settings has no field 'request_timeout'"),
     ("deployment.yml", "failure_threshold", "failure_treshold", "liveness_probe has no field 'failure_treshold'"),
     ("deployment.yml", "instance_count: 1", "instance_count: '1'", "instance_count is '1'; expected a value of type int"),
     ("deployment.yml", "instance_count: 1", "instance_count: true", "instance_count is True; expected a value of type int"),
@@ -359,8 +359,8 @@ def test_a_missing_file_is_found(target: Target, made: dict[str, Path], tmp_path
     with pytest.raises(DeploymentError, match=r"carried\.py.*missing"):
         target.verify(copy)
     if target is azureml.TARGET:
-        (copy / "conda.yml").unlink()
-        with pytest.raises(DeploymentError, match=r"conda\.yml.*missing"):
+        (copy / "endpoint.yml").unlink()
+        with pytest.raises(DeploymentError, match=r"endpoint\.yml.*missing"):
             target.verify(copy)
 
 
@@ -405,7 +405,7 @@ def test_inside_another_server_the_deadline_and_the_longest_wait_hold(model: Pat
     from spanqa.serve.inside import Inside
 
     json_type = [("Content-Type", "application/json")]
-    body = json.dumps({"inputs": {"question": "Who?", "context": f"{PASSAGE} " * 9_000}}).encode()
+    body = json.dumps({"inputs": {"question": "Who?", "context": f"{PASSAGE} " * 300}}).encode()
     server = Inside(Reader.load(model), ServeSettings(hosts=("*",), deadline=0.01))
     try:
         status, _, content = server.answer("POST", "/predict", json_type, body)

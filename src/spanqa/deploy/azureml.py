@@ -191,7 +191,7 @@ def _check(value: Any, wanted: Any, where: str) -> None:
     """
     if isinstance(wanted, Mapping):
         if not isinstance(value, dict):
-            if where.endswith((".model", ".environment")) and isinstance(value, str) and value.startswith("azureml:"):
+            if isinstance(value, str) and value.startswith("azureml:") and where.endswith((": model", ": environment")):
                 return  # one that was registered before
             raise DeploymentError(f"{where} is {value!r}; expected the fields {', '.join(wanted)}.")
         for name, each in value.items():
