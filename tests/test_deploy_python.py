@@ -187,18 +187,18 @@ def test_the_card_names_the_task_and_keeps_what_it_said(model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("weights", "gpu", "wanted"),
+    ("mebibytes", "gpu", "wanted"),
     [
-        (45_000_000, False, ("intel-spr", "x2")),
-        (1_340_000_000, False, ("intel-spr", "x4")),
-        (9_000_000_000, False, ("intel-spr", "x16")),
-        (1_340_000_000, True, ("nvidia-t4", "x1")),
-        (15_000_000_000, True, ("nvidia-l4", "x1")),
-        (500_000_000_000, True, ("nvidia-a100", "x1")),
+        (1_280, False, ("intel-spr", "x2")),
+        (7_168, False, ("intel-spr", "x4")),
+        (90_000, False, ("intel-spr", "x16")),
+        (10_496, True, ("nvidia-t4", "x1")),
+        (20_000, True, ("nvidia-l4", "x1")),
+        (500_000, True, ("nvidia-a100", "x1")),
     ],
 )
-def test_the_instance_has_room_for_the_model(weights: int, gpu: bool, wanted: tuple[str, str]) -> None:
-    assert huggingface.instance(weights, gpu=gpu) == wanted
+def test_the_instance_has_room_for_the_model(mebibytes: int, gpu: bool, wanted: tuple[str, str]) -> None:
+    assert huggingface.instance(mebibytes, gpu=gpu) == wanted
 
 
 def test_the_endpoint_is_what_was_asked_for(model: Path, tmp_path: Path) -> None:
@@ -211,6 +211,46 @@ def test_the_endpoint_is_what_was_asked_for(model: Path, tmp_path: Path) -> None
         "type": "authenticated", "scaling_metric": "pendingRequests", "scaling_threshold": 1.5,
     }  # fmt: skip
     assert endpoint | wanted == endpoint
+
+
+@pytest.mark.parametrize("reason", ["device", "architecture"])
+def test_what_the_default_container_cannot_run_takes_our_own(model: Path, tmp_path: Path, reason: str) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    settings = DeploySettings(image="registry.example.org/qa:7", device="cuda" if reason == "device" else "cpu")
+    if reason == "architecture":
+        edit(copy / "config.json", '"bert"', '"deberta-v2"')
+    lines = write_folder(huggingface.TARGET, str(copy), tmp_path / "out", settings, verify=True)
+    assert "there is no handler: this deployment takes the container" in lines
+    assert not (tmp_path / "out" / "endpoint.json").exists()
+    endpoint = json.loads((tmp_path / "out" / "container" / "endpoint.json").read_text())
+    assert endpoint["custom_image"] == {"url": "registry.example.org/qa:7", "port": 8080, "healthRoute": "/ready"}
+    assert endpoint["accelerator"] == ("gpu" if reason == "device" else "cpu")
+    if reason == "device":
+        assert '--model", "/repository' in (tmp_path / "out" / "container" / "Dockerfile.cuda").read_text()
+
+
+@pytest.mark.skipif(not installed("sign"), reason="needs spanqa[sign]")
+def test_a_signed_model_is_left_as_it_was_signed(model: Path, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+    from spanqa.signing import Signer, sign
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    (copy / "README.md").write_text("---\npipeline_tag: question-answering\n---\n")
+    sign(copy, Signer(private_key=private))
+    for target in (huggingface.TARGET, azureml.TARGET):
+        out = tmp_path / target.name
+        write_folder(target, str(copy), out, DeploySettings(), verify_keys=[str(public)], verify=True)
+        Reader.load(out / str(target.model), verify_key=public).close()
+    assert not (tmp_path / "huggingface" / "repository" / "handler.py").exists()
+    assert (tmp_path / "huggingface" / "container" / "keys" / "0-key.pub").exists()
+    assert (tmp_path / "azureml" / "code" / "keys" / "0-key.pub").read_bytes() == public.read_bytes()
+    assert "model-signing==" in (tmp_path / "azureml" / "conda.yml").read_text()
 
 
 def takes() -> set[str]:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spanqa.deploy.container import memory
 from spanqa.deploy.render import write
 from spanqa.deploy.target import Deployment, Target
 from spanqa.deploy.wheel import carry, pinned
@@ -125,10 +126,9 @@ def emit(folder: Path, deployment: Deployment) -> None:
 
 
 def _instance(deployment: Deployment) -> str:
-    """Return the smallest instance with room for the model: four times its weights as they are stored, and 4 GB."""
-    need = 4 * deployment.model.weights.bytes / 1e9 + 4
-    sizes = _INSTANCES[deployment.settings.device]
-    return next((name for name, memory in sizes.items() if need <= memory), list(sizes)[-1])
+    """Return the smallest instance with room for the model."""
+    need, sizes = memory(deployment), _INSTANCES[deployment.settings.device]
+    return next((name for name, gigabytes in sizes.items() if need <= gigabytes * 1000), list(sizes)[-1])
 
 
 def verify(folder: Path) -> list[str]:

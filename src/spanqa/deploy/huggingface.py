@@ -3,20 +3,23 @@
 README.md
 repository/       what is pushed to the hub: the model, its card, handler.py, requirements.txt, carried.py and the wheel
 container/        an image of our own server, and the request that uses it
-endpoint.json     the arguments of HfApi.create_inference_endpoint
+endpoint.json     the arguments of HfApi.create_inference_endpoint, for the handler
 endpoint.py       shows what would be sent, and sends it with --create
 
 The default container has transformers 4.51 with torch 2.5, older than spanqa's torch backend needs: there the handler runs on OpenVINO,
-on a CPU. A model that needs torch, and any GPU, take the container.
+on a CPU. A model that needs torch, and any GPU, take the container; so does one whose signature is verified at each start, since a handler
+lies beside the model, where nothing may be added.
 """
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spanqa.checkpoint import CARD
+from spanqa.deploy.container import PORT, emit_container, memory, verify_container
 from spanqa.deploy.render import write
 from spanqa.deploy.target import Deployment, Target
 from spanqa.deploy.wheel import carry
@@ -68,32 +71,45 @@ _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 
 
 def emit(folder: Path, deployment: Deployment) -> None:
-    """Write the handler, unless only the container can run the model, and the arguments of the endpoint."""
-    settings, repository = deployment.settings, folder / "repository"
-    handled = not deployment.needs_torch
+    """Write the image and its endpoint, and the handler and its own, unless only the image can run or verify the model."""
+    settings, repository, container = deployment.settings, folder / "repository", folder / "container"
+    handled = not (deployment.needs_torch or deployment.keys)
+    image = settings.image or f"YOUR-REGISTRY/{deployment.name}:1"
+    container.mkdir()
+    if deployment.keys:
+        shutil.copytree(folder / "keys", container / "keys")
     values = {
         "name": deployment.name,
         "repository": REPOSITORY.format(name=deployment.name),
         "handled": handled,
         "signed": bool(deployment.keys),
         "settings": settings,
-        "has_container": False,
+        "image": image,
+        "port": PORT,
+        "dockerfile": emit_container(container, deployment, model_at="/repository"),
     }
     write(folder, "huggingface/top", **values)
+    write(container, "huggingface/container", **values)
+    endpoint = _endpoint(deployment)
+    custom = {
+        "framework": "custom",
+        "custom_image": {"url": image, "port": PORT, "healthRoute": "/ready"},
+        "env": {"SPANQA_ALLOWED_HOST": "*"},  # the platform's front end says which
+    }
+    write_json(container / "endpoint.json", endpoint | custom)
     if handled:
         write(repository, "huggingface/repository", **values)
         carry(repository, settings)
+        write_json(folder / "endpoint.json", endpoint)
     if not (repository / SIGNATURE).exists():  # which speaks of the card too
         _complete_card(repository / CARD, deployment)
-    endpoint = _endpoint(deployment)
-    write_json(folder / "endpoint.json", endpoint)
 
 
 def _endpoint(deployment: Deployment) -> dict[str, Any]:
     """Return the arguments of `HfApi.create_inference_endpoint`."""
     settings = deployment.settings
     gpu = settings.device == "cuda"
-    kind, size = instance(deployment.model.weights.bytes, gpu=gpu)
+    kind, size = instance(memory(deployment), gpu=gpu)
     arguments = {
         "name": deployment.name,
         "repository": REPOSITORY.format(name=deployment.name),
@@ -113,17 +129,11 @@ def _endpoint(deployment: Deployment) -> dict[str, Any]:
     return arguments | ({"scale_to_zero_timeout": 60} if settings.min_replicas == 0 else {})
 
 
-def instance(weights: int, *, gpu: bool) -> tuple[str, str]:
-    """Return type and size of the smallest instance for weights of so many bytes, as they are stored.
-
-    A CPU computes in float32, twice what most models are stored in, and needs as much again while it loads, and 1 GB besides; a GPU
-    needs the weights once, and 4 GB for batches. On a CPU there are always two cores.
-    """
-    gigabytes = weights / 1e9
-    if gpu:
-        enough = [kind for kind, memory in _GPUS.items() if gigabytes + 4 <= memory]
-        return (enough or list(_GPUS)[-1:])[0], "x1"
-    return "intel-spr", next((size for size, memory in _CPUS.items() if 4 * gigabytes + 1 <= memory), "x16")
+def instance(mebibytes: int, *, gpu: bool) -> tuple[str, str]:
+    """Return type and size of the smallest instance with so much memory: of the GPU, where there is one. A CPU has two cores at least."""
+    sizes = _GPUS if gpu else _CPUS
+    found = next((name for name, gigabytes in sizes.items() if mebibytes <= gigabytes * 1000), list(sizes)[-1])
+    return (found, "x1") if gpu else ("intel-spr", found)
 
 
 def _complete_card(card: Path, deployment: Deployment) -> None:
@@ -142,9 +152,10 @@ def _complete_card(card: Path, deployment: Deployment) -> None:
 
 
 def verify(folder: Path) -> list[str]:
-    """Check the card, the handler's files, and the arguments against the huggingface_hub that is installed here."""
+    """Check the card, the handler's files, the image, and the arguments of the endpoints."""
     lines = [_check_card(folder / "repository" / CARD)]
     lines += _check_handler(folder / "repository")
+    lines += verify_container(folder / "container")
     for file in (folder / "endpoint.json", folder / "container" / "endpoint.json"):
         if file.exists():
             lines += _check_endpoint(file, file.relative_to(folder).as_posix())
