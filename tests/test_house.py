@@ -31,7 +31,7 @@ Matched = set[tuple[str, int]]
 MODULES = [
     ".".join(("spanqa", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
     for path in sorted(SOURCE.rglob("*.py"))
-    if path.stem != "__main__"
+    if path.stem != "__main__" and "templates" not in path.parts
 ]
 
 

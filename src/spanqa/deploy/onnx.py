@@ -100,9 +100,10 @@ def check_model(folder: Path) -> list[str]:
         raise DeploymentError(
             f"{str(file)!r} is not a whole ONNX file: {str(error).strip().splitlines()[0]:.300} Make the folder again."
         ) from error
-    if set(domains) != {""}:
+    foreign = sorted(set(domains) - {""})
+    if foreign:
         raise DeploymentError(
-            f"{str(file)!r} needs the operators of {', '.join(sorted(domains))}; expected ONNX's own."
+            f"{str(file)!r} needs the operators of {', '.join(foreign)}; expected those of ONNX alone. Make the folder again."
         )
     example = read_object(folder / EXAMPLE)
     inputs = {name: np.array(values, np.int64) for name, values in example["inputs"].items()}

@@ -21,9 +21,8 @@ for window in [first := tokenizer.encode(question, passage), *first.overflowing]
     start, end = (logits[0] for logits in session.run(["start_logits", "end_logits"], feeds))
     readable = np.array(window.sequence_ids) == 1
     legal = np.triu(np.tril(np.outer(readable, readable), MOST_TOKENS - 1))
-    margins = np.where(
-        legal, start[:, None] + end - (start[0] + end[0]), -np.inf
-    )  # over "no answer", which is the first token
+    no_answer = start[0] + end[0]
+    margins = np.where(legal, start[:, None] + end - no_answer, -np.inf)
     first_token, last_token = divmod(int(margins.argmax()), len(start))
     best = max(best, (margins.max(), window.offsets[first_token][0], window.offsets[last_token][1]))
 margin, begin, stop = best

@@ -44,25 +44,23 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answer all requests with shared batches. What cannot be read is an error of its own request."""
-        asked = [_pairs(request) for request in requests]
-        questions = [
-            (question, (context,)) for pairs in asked if isinstance(pairs, list) for question, context in pairs
-        ]
-        readings = self.reader.forward(questions, errors="return")
-        return [
-            pairs if not isinstance(pairs, list) else self._answer(list(islice(readings, len(pairs))))
-            for pairs in asked
-        ]
+        asked = [_asked(request) for request in requests]
+        readings = self.reader.forward([each for questions in asked for each in questions or ()], errors="return")
+        return [self._respond(questions, readings) for questions in asked]
 
     def finalize(self):
         """Free the model."""
         self.reader.close()
 
-    def _answer(self, readings):
-        for number, each in enumerate(readings):
+    def _respond(self, questions, readings):
+        """Take the readings of a request's questions, and return its response."""
+        if questions is None:
+            return _refusal("A question or a context is not UTF-8.")
+        own = list(islice(readings, len(questions)))
+        for number, each in enumerate(own):
             if isinstance(each, SpanQAError):
-                return _refusal(f"{each}" if len(readings) == 1 else f"Question {number} (from 0): {each}")
-        answers = [self.reader.decode(each).best(self.least) for each in readings]
+                return _refusal(f"question {number}: {each}")
+        answers = [self.reader.decode(each).best(self.least) for each in own]
         columns = {
             "answer": np.array([each.text.encode() for each in answers], np.object_),
             "score": np.array([max(each.score, LOWEST) for each in answers], np.float32),
@@ -73,16 +71,16 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array[:, None]) for name, array in columns.items()])
 
 
-def _pairs(request):
-    """Return the questions of a request with their contexts, or the response that refuses them."""
+def _asked(request):
+    """Return the questions of a request with their contexts; None if they are not UTF-8."""
     try:
         questions, contexts = (
             [str(text, "utf-8") for text in pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel()]
             for name in ("question", "context")
         )
     except UnicodeDecodeError:
-        return _refusal("A question or a context is not UTF-8.")
-    return list(zip(questions, contexts, strict=True))
+        return None
+    return [(question, (context,)) for question, context in zip(questions, contexts, strict=True)]
 
 
 def _refusal(message):
