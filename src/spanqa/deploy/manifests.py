@@ -93,8 +93,9 @@ def check_schemas(manifests: Iterable[tuple[str, Manifest]]) -> list[str]:
                     f"{where}: Kubernetes {version} has no {manifest['kind']} of {manifest['apiVersion']}. "
                     "Check apiVersion and kind."
                 ) from None
-    said = f"{counts.pop('Kubernetes')} manifests pass the schemas of Kubernetes {versions[0]} to {versions[-1]}"
-    return [said, *(f"{count} pass the schema of {name}" for name, count in counts.items()), *lines]
+    passed = counts.pop("Kubernetes")
+    said = [f"{passed} manifests pass the schemas of Kubernetes {versions[0]} to {versions[-1]}"] if passed else []
+    return [*said, *(f"{count} pass the schema of {name}" for name, count in counts.items()), *lines]
 
 
 def _check(where: str, manifest: Manifest, errors: Iterable[Any], whose: str = "") -> None:
