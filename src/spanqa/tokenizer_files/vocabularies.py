@@ -109,7 +109,7 @@ def _word_piece(
     unknown, cls, sep = (
         options.get(f"{role}_token") or name for role, name in zip(("unk", "cls", "sep"), names, strict=True)
     )
-    _require(file, ids, (unknown, cls, sep), f"it is not a {family} vocabulary")
+    _require(file, ids, (unknown, cls, sep), f"it is not a vocabulary of {family}")
     lower_case = options.get("do_lower_case")
     if lower_case is None:
         lower_case = not _is_cased(vocabulary)
@@ -138,7 +138,7 @@ def byte_level(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if not merges.exists():
         raise CheckpointError(f"{str(path)!r} has no merges.txt, which belongs to its vocab.json.")
     cls, sep = options.get("cls_token") or "<s>", options.get("sep_token") or "</s>"
-    _require(vocabulary, ids, (cls, sep), "it is not a RoBERTa vocabulary")
+    _require(vocabulary, ids, (cls, sep), "it is not a vocabulary of RoBERTa")
     spaced = bool(options.get("add_prefix_space", False))
     with refusing_damage(f"{str(vocabulary)!r} and {merges.name} cannot be read"):
         tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
@@ -178,7 +178,7 @@ def camembert(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
     _, pad, _, unknown, mask = ((unwritable(token), 0.0) for token in _ROBERTA_TOKENS)
     words = [(unused[0], 0.0), pad, (unused[1], 0.0), unknown, (unused[2], -100.0), *map(_word, pieces[1:]), mask]
     ids = {piece.text: i for i, piece in enumerate(pieces, 4)}
-    _require(file, ids, ("<s>", "</s>"), "it is not a CamemBERT vocabulary")
+    _require(file, ids, ("<s>", "</s>"), "it is not a vocabulary of CamemBERT")
     return _roberta_unigram(file, words, table, options, start=ids["<s>"], end=ids["</s>"])
 
 
