@@ -9,9 +9,9 @@
 Each function is given the folder and the options of its tokenizer files (`read_options`), and returns the tokenizer that transformers
 makes of them. Which function reads a folder is decided in `spanqa.tokenizer_files`.
 
-For DeBERTa and ALBERT these are the rules of transformers 4, which the published tokenizer.json hold and SentencePiece agrees with. Version 5
-leaves out DeBERTa's table of compatibility forms and ALBERT's scores of numbers with a comma. Symbols that a model's trainer was told
-to keep are pieces like any other here; transformers since 4.43 puts a space behind each of them, which SentencePiece does not.
+For DeBERTa and ALBERT these are the rules of the tokenizer.json on the hub, which transformers 4 made. Version 5 leaves out DeBERTa's table of
+compatibility forms, and the scores by which ALBERT cuts a comma off a number. Symbols that the trainer was told to keep (ALBERT's brackets)
+are pieces like any other here, as SentencePiece has them; since 4.43, transformers gives the text behind one a space of its own.
 
 Source: transformers, the tokenization files of bert, mpnet, roberta, xlm_roberta, camembert, deberta_v2 and albert;
 convert_slow_tokenizer.py.
@@ -198,10 +198,10 @@ def deberta_v2(path: Path, options: Mapping[str, Any]) -> tokenizers.Tokenizer:
     marks = [pre_tokenizers.Punctuation("isolated")] if options.get("split_by_punct", False) else []
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*marks, _metaspace(options)])
     tokenizer.post_processor = processors.BertProcessing(sep, cls)
+    _add_tokens(tokenizer, options, path)
     mask = options.get("mask_token") or "[MASK]"
-    _add_tokens(tokenizer, options, path, special=(mask,))
     if not any(piece.text == mask for piece in pieces):
-        tokenizer.add_special_tokens([mask])
+        tokenizer.add_special_tokens([mask])  # also where it was added as a word, since added_tokens.json says no more
     return tokenizer
 
 
@@ -284,18 +284,13 @@ def _metaspace(options: Mapping[str, Any]) -> pre_tokenizers.Metaspace:
     return pre_tokenizers.Metaspace(prepend_scheme="always" if options.get("add_prefix_space", True) else "never")
 
 
-def _add_tokens(
-    tokenizer: tokenizers.Tokenizer, options: Mapping[str, Any], path: Path, special: Sequence[str] = ()
-) -> None:
-    """Add the tokens beside the vocabulary, which must get the ids that the files name; those in `special` are never text."""
+def _add_tokens(tokenizer: tokenizers.Tokenizer, options: Mapping[str, Any], path: Path) -> None:
+    """Add the tokens beside the vocabulary, which must get the ids that the files name."""
     for i, token in sorted(options["added_tokens"].items()):
         with refusing_damage(f"The added tokens of {str(path)!r} cannot be read"):
             if tokenizer.id_to_token(i) == unwritable(token.content):
                 continue
-            if token.content in special:
-                tokenizer.add_special_tokens([token])
-            else:
-                tokenizer.add_tokens([token])
+            tokenizer.add_tokens([token])
             found = tokenizer.token_to_id(token.content)
         if found != i:
             raise CheckpointError(
