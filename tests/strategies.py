@@ -1,6 +1,10 @@
 """Hypothesis strategies, named by what they make."""
 
 import random
+import sys
+import unicodedata
+from collections import defaultdict
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,15 +39,27 @@ _BLOCKS = [
 ]  # fmt: skip
 
 
+@cache
+def _scripts() -> list[list[str]]:
+    """The letters and marks of each script, which is the first word of their names."""
+    scripts = defaultdict(list)
+    for letter in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.category(letter)[0] in "LM":
+            scripts[unicodedata.name(letter, "NAMELESS").split()[0].partition("-")[0]].append(letter)
+    return [letters for _, letters in sorted(scripts.items())]
+
+
 def seeded_texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of nasty fragments and of the characters of all scripts, the same for a seed."""
+    """Texts of nasty fragments and of the characters of all scripts, the same for a seed (and a version of Unicode)."""
     draw = random.Random(seed)
+    scripts = _scripts()
 
     def piece() -> str:
         if draw.random() < 0.5:
             return draw.choice(FRAGMENTS)
-        letters = range(*draw.choice(_BLOCKS))
-        return "".join(map(chr, draw.choices(letters, k=draw.randrange(1, 6)))) + draw.choice(["", " "])
+        letters = draw.choice(scripts) if draw.random() < 0.5 else range(*draw.choice(_BLOCKS))
+        drawn = draw.choices(letters, k=draw.randrange(1, 6))
+        return "".join(chr(x) if isinstance(x, int) else x for x in drawn) + draw.choice(["", " "])
 
     return ["".join(piece() for _ in range(draw.randrange(1, 9))) for _ in range(count)]
 

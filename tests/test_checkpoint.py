@@ -628,7 +628,7 @@ UNREADABLE = {
     "a tokenizer that is a folder": (make_folder("tokenizer.json"), "tokenizer.json' cannot be read: Is a directory"),
     "a vocabulary without its marks": (
         both(remove("tokenizer.json"), write("vocab.txt", "[PAD]\n[CLS]\nanna\n")),
-        r"vocab.txt' lacks \[UNK\], \[SEP\]: it is not a BERT vocabulary",
+        r"vocab.txt' lacks \[UNK\], \[SEP\]: it is not a vocabulary of BERT",
     ),
     "a vocabulary that is not UTF-8": (
         both(remove("tokenizer.json"), write("vocab.txt", b"[UNK]\n\xe9\n")),

@@ -3,9 +3,12 @@
 import io
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,66 +19,178 @@ from spanqa.checkpoint import open_checkpoint
 from spanqa.errors import CheckpointError
 from spanqa.tokenizer_files import read_tokenizer
 from spanqa.tokenizer_files.sentencepiece import read_sentencepiece
-from spanqa.tokenizer_files.vocabularies import byte_level, camembert, read_options, word_piece, xlm_roberta
+from spanqa.tokenizer_files.vocabularies import (
+    albert,
+    byte_level,
+    camembert,
+    deberta_v2,
+    mpnet,
+    read_options,
+    word_piece,
+    xlm_roberta,
+)
 from spanqa.tokenizer_setup import unwritable
 from strategies import seeded_texts
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
-@pytest.fixture(scope="session")
-def pieces() -> bytes:
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+TRAINER: dict[str, dict[str, Any]] = {
+    "xlm-roberta": {},
+    "deberta-v2": {
+        "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3,
+        "pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]",
+    },
+    "albert": {
+        "pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1, "control_symbols": ["[CLS]", "[SEP]", "[MASK]"],
+        "split_by_number": False, "split_by_unicode_script": False,
+    },
+}  # fmt: skip
+"""How the makers of a family trained their SentencePiece model."""
+
+COUNTED = ["Of 41, 41, 41, and 41, in 1891, 41, 41, 1891, 41, 1891, 41."] * 20
+
+
+@cache
+def trained(kind: str, **options: Any) -> bytes:
     """A Unigram model of 300 pieces or so, as SentencePiece's own trainer writes it."""
     sentencepiece = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tiny_checkpoints.SENTENCES.splitlines()), model_writer=model, vocab_size=300,
-        hard_vocab_limit=False, character_coverage=1.0, minloglevel=2,
+        sentence_iterator=iter([*tiny_checkpoints.SENTENCES.splitlines(), *(COUNTED if kind == "albert" else [])]),
+        model_writer=model, vocab_size=300, hard_vocab_limit=False, character_coverage=1.0, minloglevel=2,
+        **TRAINER[kind], **options,
     )  # fmt: skip
     return model.getvalue()
 
 
-def write_files(folder: Path, kind: str, pieces: bytes, **options: Any) -> Path:
+@pytest.fixture(scope="session")
+def pieces() -> bytes:
+    return trained("xlm-roberta")
+
+
+FILES = {
+    "xlm-roberta": "sentencepiece.bpe.model",
+    "camembert": "sentencepiece.bpe.model",
+    "deberta-v2": "spm.model",
+    "albert": "spiece.model",
+}
+
+
+def write_files(folder: Path, kind: str, pieces: bytes | None = None, **options: Any) -> Path:
     """Write the vocabulary files of a kind of model, and its tokenizer_config.json."""
-    if kind in ("xlm-roberta", "camembert"):
-        (folder / "sentencepiece.bpe.model").write_bytes(pieces)
+    if kind in FILES:
+        (folder / FILES[kind]).write_bytes(
+            trained(kind if kind in TRAINER else "xlm-roberta") if pieces is None else pieces
+        )
     elif kind == "roberta":
         tiny_checkpoints.byte_level().model.save(str(folder))
     else:
         tiny_checkpoints.word_piece().model.save(str(folder))
+    if kind == "mpnet":
+        words = (folder / "vocab.txt").read_text("utf-8")
+        (folder / "vocab.txt").write_text(f"<s>\n<pad>\n</s>\n<unk>\n{words}<mask>\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(options))
     return folder
 
 
 KINDS = [
-    ("bert", word_piece, "BertTokenizer", {"do_lower_case": True}),
-    ("bert", word_piece, "BertTokenizer", {"do_lower_case": False, "tokenize_chinese_chars": False}),
-    ("roberta", byte_level, "RobertaTokenizer", {}),
-    ("roberta", byte_level, "RobertaTokenizer", {"add_prefix_space": True}),
-    ("xlm-roberta", xlm_roberta, "XLMRobertaTokenizer", {}),
-    ("camembert", camembert, "CamembertTokenizer", {}),
+    ("bert", word_piece, {"do_lower_case": True}),
+    ("bert", word_piece, {"do_lower_case": False, "tokenize_chinese_chars": False}),
+    ("mpnet", mpnet, {"do_lower_case": True}),
+    ("mpnet", mpnet, {"do_lower_case": False, "strip_accents": True}),
+    ("roberta", byte_level, {}),
+    ("roberta", byte_level, {"add_prefix_space": True}),
+    ("xlm-roberta", xlm_roberta, {}),
+    ("camembert", camembert, {}),
+    ("deberta-v2", deberta_v2, {}),
+    ("deberta-v2", deberta_v2, {"do_lower_case": True, "split_by_punct": True}),
+    ("albert", albert, {}),
+    ("albert", albert, {"do_lower_case": False, "keep_accents": True}),
 ]
 
 
-@pytest.mark.parametrize(("kind", "read", "theirs", "options"), KINDS)
+def reference(kind: str, folder: Path, options: dict[str, Any], transformers: Any) -> tokenizers.Tokenizer:
+    """The tokenizer that transformers makes of the same files.
+
+    Its version 5 has left out the normalizer of DeBERTa and the scores of ALBERT, but still has the functions that made the published
+    files of both; see `spanqa.tokenizer_files.vocabularies`.
+    """
+    if kind not in ("deberta-v2", "albert"):
+        name = {
+            "bert": "Bert",
+            "mpnet": "MPNet",
+            "roberta": "Roberta",
+            "xlm-roberta": "XLMRoberta",
+            "camembert": "Camembert",
+        }[kind]
+        made = getattr(transformers, f"{name}Tokenizer").from_pretrained(folder, split_special_tokens=True)
+        return made.backend_tokenizer
+    pytest.importorskip("google.protobuf")
+    from transformers.convert_slow_tokenizer import AlbertConverter, DebertaV2Converter
+
+    settings = {"do_lower_case": kind == "albert", "split_by_punct": False, "keep_accents": False, **options}
+    model = read_sentencepiece(folder / FILES[kind])
+    ids = {piece.text: i for i, piece in enumerate(model.pieces)}
+    source = SimpleNamespace(vocab_file=folder / FILES[kind], convert_tokens_to_ids=ids.__getitem__, **settings)
+    if kind == "deberta-v2":
+        converted = DebertaV2Converter(source).converted()
+        converted.add_special_tokens([*BERT_SPECIAL])
+    else:
+        converter = AlbertConverter(source)
+        made = transformers.AlbertTokenizer(
+            vocab=converter.vocab(converter.proto), _spm_precompiled_charsmap=model.charsmap, **options
+        )
+        converted = made.backend_tokenizer
+    converted.encode_special_tokens = True
+    return converted
+
+
+def differences(texts: list[str], ours: tokenizers.Tokenizer, theirs: tokenizers.Tokenizer) -> list[str]:
+    """The texts whose ids or offsets differ."""
+    encoded = (tokenizer.encode_batch(texts, add_special_tokens=False) for tokenizer in (ours, theirs))
+    return [
+        text
+        for text, one, other in zip(texts, *encoded, strict=True)
+        if (one.ids, one.offsets) != (other.ids, other.offsets)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "read", "options"), KINDS)
 def test_ids_and_offsets_of_5000_texts_are_those_of_transformers(
-    kind: str, read: Callable[..., Any], theirs: str, options: Any, pieces: bytes, tmp_path: Path, transformers: Any
+    kind: str, read: Callable[..., Any], options: Any, tmp_path: Path, transformers: Any
 ) -> None:
-    folder = write_files(tmp_path, kind, pieces, **options)
+    folder = write_files(tmp_path, kind, **options)
     ours = read(folder, read_options(folder))
     ours.encode_special_tokens = True
-    reference = getattr(transformers, theirs).from_pretrained(folder, split_special_tokens=True).backend_tokenizer
+    theirs = reference(kind, folder, options, transformers)
     texts = seeded_texts(5000)
-    if kind in ("xlm-roberta", "camembert"):  # where transformers takes special tokens for words of the vocabulary
-        texts = [t for t in texts if not any(token in unicodedata.normalize("NFKC", t) for token in SPECIAL)]
+    if kind in FILES:  # where transformers takes special tokens for words of the vocabulary
+        special = [*SPECIAL, *BERT_SPECIAL]
+        texts = [t for t in texts if not any(token in unicodedata.normalize("NFKC", t) for token in special)]
     assert len(texts) > 3000
-    found = ours.encode_batch(texts, add_special_tokens=False)
-    expected = reference.encode_batch(texts, add_special_tokens=False)
-    for text, one, other in zip(texts, found, expected, strict=True):
-        assert (one.ids, one.offsets) == (other.ids, other.offsets), text
+    assert not differences(texts, ours, theirs)
     for pair in zip(texts[::50], texts[1::50], strict=False):
-        one, other = ours.encode(*pair), reference.encode(*pair)
+        one, other = ours.encode(*pair), theirs.encode(*pair)
         assert (one.ids, one.type_ids, one.sequence_ids) == (other.ids, other.type_ids, other.sequence_ids)
+
+
+@pytest.mark.parametrize(("kind", "read", "options"), [case for case in KINDS if case[0] in ("mpnet", *TRAINER)])
+def test_a_folder_gives_the_tokens_of_the_tokenizer_json_that_transformers_makes_of_it(
+    kind: str, read: Callable[..., Any], options: Any, tmp_path: Path, transformers: Any
+) -> None:
+    config = {"model_type": kind, "type_vocab_size": 2 if kind in ("deberta-v2", "albert") else 1}
+    folder = write_files(tmp_path, kind, **options)
+    ours = read_tokenizer(folder, config)
+    reference(kind, folder, options, transformers).save(str(folder / "tokenizer.json"))
+    theirs = read_tokenizer(folder, config)
+    assert ours.template == theirs.template
+    for text in seeded_texts(400, seed=1):  # special tokens among them, which are text for both
+        one, other = ours.encode(text), theirs.encode(text)
+        for name in ("ids", "offsets", "words"):
+            assert getattr(one, name).tolist() == getattr(other, name).tolist(), (name, text)
 
 
 def test_xlm_roberta_numbers_pieces_one_higher_than_sentencepiece(pieces: bytes, tmp_path: Path) -> None:
@@ -118,16 +233,117 @@ def test_special_tokens_typed_in_a_text_are_text_for_sentencepiece(
     assert "".join(found).count("unk") <= special.count("<") + special.count(">") + special.count("/") + 8
 
 
-def test_a_symbol_that_the_trainer_was_told_to_keep_is_one_token(tmp_path: Path) -> None:
-    sentencepiece = pytest.importorskip("sentencepiece")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(tiny_checkpoints.SENTENCES.splitlines()), model_writer=model, vocab_size=300,
-        hard_vocab_limit=False, minloglevel=2, user_defined_symbols=["[TABLE]"],
-    )  # fmt: skip
-    folder = write_files(tmp_path, "xlm-roberta", model.getvalue())
-    tokenizer = read_tokenizer(folder, {"model_type": "xlm-roberta", "type_vocab_size": 1})
-    assert tokenizer.encode("x [TABLE] y").ids.tolist().count(tokenizer.encode("[TABLE]").ids[-1]) == 1
+@pytest.mark.parametrize("kind", TRAINER)
+def test_symbols_that_the_trainer_was_told_to_keep_are_pieces_as_for_sentencepiece(kind: str, tmp_path: Path) -> None:
+    """ALBERT's has eight. transformers since 4.43 gives the word behind them another piece, as if a space stood there."""
+    import sentencepiece
+
+    model = trained(kind, user_defined_symbols="[TABLE],-,(,)")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    folder = write_files(tmp_path, kind, model, do_lower_case=False, keep_accents=True)
+    tokenizer = read_tokenizer(folder, {"model_type": kind})
+    for text in ("Anna [TABLE] lighthouse", "x[TABLE]ferry", "a well-built (tall) tower", "(the)tower-(the)tower"):
+        shift = kind == "xlm-roberta"
+        assert tokenizer.encode(text).ids.tolist() == [i + shift for i in processor.encode(text)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("deberta-v2", {}), ("albert", {"do_lower_case": False, "keep_accents": True})]
+)
+def test_deberta_and_albert_number_pieces_as_sentencepiece(kind: str, options: Any, tmp_path: Path) -> None:
+    import sentencepiece
+
+    folder = write_files(tmp_path, kind, **options)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / FILES[kind]))
+    tokenizer = read_tokenizer(folder, {"model_type": kind})
+    for text in tiny_checkpoints.SENTENCES.strip().splitlines():
+        if not re.search(r"\d,", text):
+            assert tokenizer.encode(text).ids.tolist() == processor.encode(text), text
+    cls, sep = processor.piece_to_id("[CLS]"), processor.piece_to_id("[SEP]")
+    assert tokenizer.template.before == ((cls, 0),)
+    assert tokenizer.template.between == ((sep, 0),)
+    assert tokenizer.template.after == ((sep, 1),)
+    assert tokenizer.encode("\u13a0").ids[-1] == processor.unk_id()
+
+
+def test_albert_cuts_the_comma_off_a_number(tmp_path: Path) -> None:
+    import sentencepiece
+
+    folder = write_files(tmp_path, "albert")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    text = "rose to 41, and 1,250, in 1891,"
+    assert len([piece for piece in processor.encode(text, out_type=str) if re.search(r"\d,$", piece)]) == 3
+    ids = read_tokenizer(folder, {"model_type": "albert"}).encode(text).ids.tolist()
+    found = [processor.id_to_piece(i) for i in ids]
+    assert not [piece for piece in found if re.search(r"\d,$", piece)]
+    assert found.count(",") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "like"),
+    [
+        ({}, "ÉLÈVE ``Anna''", 'eleve "anna"'),
+        ({"keep_accents": True}, "ÉLÈVE", "élève"),
+        ({"do_lower_case": False}, "Éléve", "Eleve"),
+        ({"do_lower_case": False, "keep_accents": True}, "Ｔhe  tower", "The tower"),
+    ],
+)
+def test_albert_changes_case_and_accents_as_its_options_say(options: Any, text: str, like: str, tmp_path: Path) -> None:
+    as_it_is = write_files(tmp_path, "albert", do_lower_case=False, keep_accents=True)
+    expected = read_tokenizer(as_it_is, {"model_type": "albert"}).encode(like).ids.tolist()
+    folder = write_files(tmp_path, "albert", **options)
+    assert read_tokenizer(folder, {"model_type": "albert"}).encode(text).ids.tolist() == expected
+    assert expected.count(1) < len(expected)  # unknown
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "albert", "mpnet"])
+@pytest.mark.parametrize("special", [*BERT_SPECIAL, "<pad>", "<unk>", "<s>", "</s>", "<mask>", "［CLS］", "[cls]"])
+def test_special_tokens_typed_in_a_text_are_text(kind: str, special: str, tmp_path: Path) -> None:
+    folder = write_files(tmp_path, kind, do_lower_case=special != "[CLS]")
+    (folder / "added_tokens.json").write_text("{}")
+    tokenizer = read_tokenizer(folder, {"model_type": kind})
+    names = [unwritable(""), "[PAD]", "[CLS]", "[SEP]", "[MASK]", "<pad>", "<s>", "</s>", "<mask>"]
+    found = [tokenizer._tokenizer.id_to_token(i) for i in tokenizer.encode(f"a {special} b").ids]
+    assert len(found) > 4
+    unknown = {"[UNK]", unwritable("[UNK]"), unwritable("<unk>")}  # for characters that have no token
+    assert not [word for word in found if word not in unknown and word.startswith(tuple(names))]
+    assert tokenizer.encode(f"a {special} b").offsets[-1].tolist() == [len(special) + 3, len(special) + 4]
+
+
+@pytest.mark.parametrize("added", [None, {"[MASK]": 0}, {"[MASK]": 0, "<table>": 1}, {"<table>": 0}])
+def test_the_mask_of_deberta_follows_its_pieces_and_is_no_text(added: Any, tmp_path: Path) -> None:
+    """microsoft/deberta-v3-base names it in added_tokens.json alone, which does not say that it is special."""
+    folder = write_files(tmp_path, "deberta-v2", do_lower_case=False, vocab_type="spm")
+    count = len(read_sentencepiece(folder / "spm.model").pieces)
+    if added is not None:
+        (folder / "added_tokens.json").write_text(json.dumps({word: count + i for word, i in added.items()}))
+    tokenizer = read_tokenizer(folder, {"model_type": "deberta-v2", "vocab_size": count + 2, "type_vocab_size": 0})
+    assert tokenizer.id_of("[MASK]") == (count if added is None or "[MASK]" in added else count + 1)
+    assert tokenizer.id_of("[MASK]") not in tokenizer.encode("a [MASK] b").ids
+    if added and "<table>" in added:
+        assert count + added["<table>"] in tokenizer.encode("see <table> 4").ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("deberta-v2", b"\x0a\x05\x0a\x03abc", r"spm.model' lacks \[CLS\], \[SEP\]: it is not a vocabulary of DeBERTa"),
+        ("albert", b"\x0a\x05\x0a\x03abc", r"spiece.model' lacks \[CLS\], \[SEP\]: it is not a vocabulary of ALBERT"),
+        ("albert", b"\x0a\x07\x0a\x05[CLS]\x0a\x07\x0a\x05[SEP]", "spiece.model' has no piece for unknown characters. Fetch or"),
+        ("deberta-v2", b"\x0a\x05\x0a\x03abc\x12\x02\x18\x02", "spm.model' is a SentencePiece model of algorithm 2"),
+        ("albert", b"\x0a\x05\x0a\x03abc\x1a\x05\x12\x03abc", "spiece.model' cannot be read"),  # no such table
+    ],
+)  # fmt: skip
+def test_files_that_are_no_vocabulary_of_the_family_are_refused(
+    kind: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_tokenizer(write_files(tmp_path, kind, content), {"model_type": kind})
+
+
+def test_a_vocabulary_of_bert_is_none_of_mpnet(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"vocab.txt' lacks <s>, </s>: it is not a vocabulary of MPNet"):
+        read_tokenizer(write_files(tmp_path, "bert"), {"model_type": "mpnet"})
 
 
 # --- which file is read, and how
@@ -155,9 +371,8 @@ def test_a_tokenizer_that_the_files_name_is_used(stated: str, pieces: bytes, tmp
 @pytest.mark.parametrize(
     ("kind", "file", "options", "message"),
     [
-        ("deberta-v2", "spm.model", {}, "spanqa does not read the tokenizer of 'deberta-v2' models from other files"),
-        ("albert", "spiece.model", {}, "spanqa does not read the tokenizer of 'albert' models from other files"),
-        ("albert", "vocab.txt", {}, "spanqa does not read the tokenizer of 'albert' models"),  # a stray file
+        ("big_bird", "spiece.model", {}, "spanqa does not read the tokenizer of 'big_bird' models from other files"),
+        ("modernbert", "vocab.txt", {}, "spanqa does not read the tokenizer of 'modernbert' models"),  # a stray file
         ("bert", "vocab.txt", {"tokenizer_class": "BertJapaneseTokenizer"}, "does not read a BertJapaneseTokenizer, as 'bert'"),
     ],
 )  # fmt: skip
@@ -180,6 +395,9 @@ def test_a_tokenizer_that_is_not_read_is_refused_with_the_command_that_converts_
         ("roberta", "vocab.txt", "expected tokenizer.json or, for 'roberta' models, vocab.json"),
         ("xlm-roberta", "vocab.txt", "expected tokenizer.json or, for 'xlm-roberta' models, sentencepiece.bpe.model"),
         ("bert", "vocab.json", "expected tokenizer.json or, for 'bert' models, vocab.txt. Copy it from the original"),
+        ("mpnet", "vocab.json", "expected tokenizer.json or, for 'mpnet' models, vocab.txt"),
+        ("deberta-v2", "spiece.model", "expected tokenizer.json or, for 'deberta-v2' models, spm.model"),
+        ("albert", "vocab.txt", "expected tokenizer.json or, for 'albert' models, spiece.model"),
     ],
 )
 def test_files_of_another_kind_are_not_read(kind: str, file: str, message: str, tmp_path: Path) -> None:
@@ -255,7 +473,7 @@ def test_added_tokens_are_words_of_the_text_and_special_ones_are_not(form: str, 
         ("merges.txt", b"\xff\xfe", "vocab.json' and merges.txt cannot be read: "),
         ("merges.txt", None, "has no merges.txt, which belongs to its vocab.json"),
         ("vocab.json", "{", "vocab.json' is not JSON"),
-        ("vocab.json", '{"a": 0}', "vocab.json' lacks <s>, </s>: it is not a RoBERTa vocabulary"),
+        ("vocab.json", '{"a": 0}', "vocab.json' lacks <s>, </s>: it is not a vocabulary of RoBERTa"),
         ("vocab.json", '{"<s>": 0, "</s>": "x"}', "vocab.json' and merges.txt cannot be read: "),
     ],
 )  # fmt: skip
@@ -296,7 +514,7 @@ def test_damaged_sentencepiece_files_are_refused(content: bytes, message: str, t
 
 def test_a_sentencepiece_file_that_is_not_there_for_camembert_or_lacks_its_marks_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "camembert", b"\x0a\x05\x0a\x03abc" * 3)
-    with pytest.raises(CheckpointError, match="lacks <s>, </s>: it is not a CamemBERT vocabulary"):
+    with pytest.raises(CheckpointError, match="lacks <s>, </s>: it is not a vocabulary of CamemBERT"):
         read_tokenizer(tmp_path, {"model_type": "camembert"})
     (tmp_path / "sentencepiece.bpe.model").unlink()
     (tmp_path / "sentencepiece.bpe.model").mkdir()

@@ -15,29 +15,37 @@ import tokenizers
 from spanqa.errors import CheckpointError
 from spanqa.template import Template
 from spanqa.tokenizer_files.vocabularies import (
+    ALBERT_FILE,
+    DEBERTA_FILE,
     OPTION_FILES,
-    SENTENCEPIECE,
+    XLM_ROBERTA_FILE,
+    albert,
     byte_level,
     camembert,
+    deberta_v2,
+    mpnet,
     read_options,
     word_piece,
     xlm_roberta,
-)  # fmt: skip
+)
 from spanqa.tokenizer_setup import refusing_damage
 from spanqa.tokens import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
-    TOKENIZER, *OPTION_FILES, "vocab.txt", "vocab.json", "merges.txt", SENTENCEPIECE, "spm.model", "spiece.model",
+    TOKENIZER, *OPTION_FILES, "vocab.txt", "vocab.json", "merges.txt", XLM_ROBERTA_FILE, DEBERTA_FILE, ALBERT_FILE,
 )  # fmt: skip
-"""The files that a tokenizer may have in a model folder. The last two are needed to convert DeBERTa's and ALBERT's."""
+"""The files that a tokenizer may have in a model folder."""
 
 _Reader = Callable[[Path, Mapping[str, Any]], tokenizers.Tokenizer]
 _READERS: Mapping[str, tuple[str, _Reader]] = {
     "BertTokenizer": ("vocab.txt", word_piece),
     "RobertaTokenizer": ("vocab.json", byte_level),
-    "XLMRobertaTokenizer": (SENTENCEPIECE, xlm_roberta),
-    "CamembertTokenizer": (SENTENCEPIECE, camembert),
+    "MPNetTokenizer": ("vocab.txt", mpnet),
+    "XLMRobertaTokenizer": (XLM_ROBERTA_FILE, xlm_roberta),
+    "CamembertTokenizer": (XLM_ROBERTA_FILE, camembert),
+    "DebertaV2Tokenizer": (DEBERTA_FILE, deberta_v2),
+    "AlbertTokenizer": (ALBERT_FILE, albert),
 }
 """transformers' name of a tokenizer -> its vocabulary file, and the function that reads it."""
 
@@ -47,7 +55,10 @@ _NAMES: Mapping[str, str] = {
     **dict.fromkeys(("megatron-bert", "mobilebert", "nezha", "squeezebert", "visual_bert"), _BERT),
     **dict.fromkeys(("roberta", "roberta-prelayernorm", "data2vec-text", "ibert", "longformer"), _ROBERTA),
     **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), _XLM_ROBERTA),
+    **dict.fromkeys(("albert", "nystromformer", "yoso"), "AlbertTokenizer"),
     "camembert": "CamembertTokenizer",
+    "deberta-v2": "DebertaV2Tokenizer",
+    "mpnet": "MPNetTokenizer",
 }
 """`model_type` of config.json -> transformers' name of its tokenizer."""
 

@@ -17,8 +17,11 @@ from spanqa.errors import CheckpointError
 UNIGRAM = 1
 """`algorithm` of a model whose pieces have scores."""
 
-CONTROL, USER_DEFINED = 3, 4
-"""`kind` of a piece that no text has (<s>), and of one that is always one token. Others: 1 normal, 2 unknown, 5 unused, 6 byte."""
+UNKNOWN, CONTROL = 2, 3
+"""`kind` of the piece for characters that have none, and of a piece that no text has (<s>).
+
+Others: 1 normal, 4 always one token (the trainer was told so), 5 unused, 6 byte.
+"""
 
 
 class Piece(NamedTuple):
