@@ -10,12 +10,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from spanqa.cli import options
-from spanqa.deploy.target import DeploySettings
-from spanqa.deploy.targets import TARGETS
+from spanqa.deploy.target import NAMES, DeploySettings
 
 
 def deploy(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"{', '.join(TARGETS)}.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"{', '.join(NAMES)}.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to create; with --verify, it may exist.")],
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
@@ -34,9 +33,11 @@ def deploy(
     from spanqa.extras import require
     from spanqa.signing import as_keys
 
-    if target not in TARGETS:
-        raise typer.BadParameter(f"{target!r} is not one of {', '.join(TARGETS)}", param_hint="TARGET")
+    if target not in NAMES:
+        raise typer.BadParameter(f"{target!r} is not one of {', '.join(NAMES)}", param_hint="TARGET")
     require("deploy")
+    from spanqa.deploy.targets import TARGETS
+
     chosen = TARGETS[target]
     existed = verify and out.is_dir()
     if existed:

@@ -1,14 +1,18 @@
-"""What a target is, and what is deployed to it."""
+"""What a target is, and what is deployed to it. Nothing heavy is loaded here: the command line reads it for its help."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from spanqa.checkpoint import Checkpoint
 from spanqa.errors import InputError
-from spanqa.families import FAMILIES
+
+if TYPE_CHECKING:
+    from spanqa.checkpoint import Checkpoint
+
+NAMES = ("huggingface", "azureml", "kubernetes", "kserve", "triton", "vllm", "onnx")
+"""Of all targets, in the order in which the documentation has them."""
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|-(?!-)){1,30}[a-z0-9]")
 
@@ -47,7 +51,7 @@ class DeploySettings:
 class Deployment:
     """A model, and how it is to run. `name` is a DNS label of 3 to 32 characters."""
 
-    model: Checkpoint
+    model: "Checkpoint"
     name: str
     settings: DeploySettings
     keys: tuple[str, ...] = ()
@@ -56,6 +60,8 @@ class Deployment:
     @property
     def needs_torch(self) -> bool:
         """Whether only the torch backend runs the model, or the device."""
+        from spanqa.families import FAMILIES
+
         return self.model.model_type not in FAMILIES or self.settings.device != "cpu"
 
 

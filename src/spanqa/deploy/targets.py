@@ -1,7 +1,7 @@
 """The targets that there are."""
 
 from spanqa.deploy import azureml, huggingface, kserve, kubernetes, onnx, triton, vllm
-from spanqa.deploy.target import Target
+from spanqa.deploy.target import NAMES, Target
 
 _ALL: tuple[Target, ...] = (
     huggingface.TARGET,
@@ -14,4 +14,4 @@ _ALL: tuple[Target, ...] = (
 )
 
 TARGETS: dict[str, Target] = {each.name: each for each in _ALL}
-"""By name, in the order in which the documentation has them."""
+assert tuple(TARGETS) == NAMES
