@@ -17,9 +17,9 @@ def model_card(
     before = "" if done.f1_before is None else f" ({done.f1_before:.2f} before)"
     taught = ""
     if "teacher" in notes:
-        taught = f"""| teacher | {notes["teacher"]} (sha256 {notes["teacher_sha256"][:12]}), read at temperature {settings.temperature:g}, \
-{settings.teacher_weight:.0%} of the loss |
-| questions without labels, for the teacher alone | {notes["unlabelled_questions"]:,} |
+        share = f"temperature {settings.temperature:g}, {100 * settings.teacher_weight:g} % of the loss"
+        taught = f"""| teacher | {notes["teacher"]} (sha256 {notes["teacher_sha256"][:12]}), at {share} |
+| questions without labels | {notes["unlabelled_questions"]:,} |
 """
     files = "\n".join(f"- {file['file']}, sha256 {file['sha256']}" for file in notes["data"])
     return f"""---
