@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import permutations
@@ -157,8 +159,12 @@ def test_a_window_without_labels_has_the_teachers_loss_alone(tiny: Callable[...,
 # --- what the teacher says at the student's tokens
 
 
-def test_what_is_kept_equals_fresh_logits(tiny: Callable[..., Path], other: Path, tmp_path: Path) -> None:
+def test_what_is_kept_equals_fresh_logits(
+    tiny: Callable[..., Path], other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teaching, "_GROUP_TOKENS", 200)
     given = items(student(tiny))
+    assert teaching._order(given) != list(range(len(given)))
     found = teach(teacher(other), given, student(tiny), WINDOWS, tmp_path / "teacher")
     for item, logits in zip(found, fresh(other, [item.window for item in given]), strict=True):
         passage = slice(item.window.passage_start, item.window.passage_start + len(logits.start))
@@ -362,6 +368,25 @@ def test_the_other_processes_wait_for_the_one_that_reads(
     assert same_teacher(found, waiting)
 
 
+def test_the_teachers_memory_is_free_before_training(
+    tiny: Callable[..., Path], other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    load = Reader.load
+
+    def noted(*arguments: Any, **options: Any) -> Reader:
+        reader = load(*arguments, **options)
+        loaded.append(weakref.ref(reader.backend))
+        return reader
+
+    monkeypatch.setattr(Reader, "load", noted)
+    teach(teacher(other), items(student(tiny)), student(tiny), WINDOWS, tmp_path / "teacher")
+    until = time.monotonic() + 10
+    while loaded[0]() is not None and time.monotonic() < until:  # its threads end soon
+        time.sleep(0.01)
+    assert loaded[0]() is None
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tiny: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "teacher").write_text("")
     with pytest.raises(BackendError, match=r"logits.f16' cannot be written: .*It needs \d+ MB. Free some space"):
@@ -394,21 +419,28 @@ def test_a_student_learns_to_answer_from_its_teacher_alone(tiny: Callable[..., P
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_run_that_was_killed_while_the_teacher_reads_continues(
-    tiny: Callable[..., Path], other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+def test_a_run_that_was_killed_while_the_teacher_reads_continues_with_or_without_resume(
+    tiny: Callable[..., Path], other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, taught_by = replace(BRIEF, max_steps=2, evaluations=1), teacher(other)
-    with monkeypatch.context() as patch:
-        killed_at(3, patch)
-        with pytest.raises(Killed):
-            train(TRAIN[:40], DEV[:8], tiny("bert"), tmp_path / "out", settings, teacher=taught_by)
-    complete = json.loads((tmp_path / "out.training" / "teacher" / "logits.json").read_text())["windows"]
+    state, complete = tmp_path / "out.training" / "teacher" / "logits.json", [0]
     seen: list[int] = []
-    again = replace(taught_by, progress=lambda done, total, note="": seen.append(done))
-    done = train(TRAIN[:40], DEV[:8], tiny("bert"), tmp_path / "out", settings, teacher=again, resume=resume)
-    assert min(seen) > complete > 0
-    assert done.steps == 2
+    taught_by = teacher(other, progress=lambda done, total, note="": seen.append(done))
+
+    def run(resume: bool) -> Any:
+        settings = replace(BRIEF, max_steps=2, evaluations=1)
+        return train(TRAIN[:40], DEV[:8], tiny("bert"), tmp_path / "out", settings, teacher=taught_by, resume=resume)
+
+    for _ in range(2):
+        seen.clear()
+        with monkeypatch.context() as patch:
+            killed_at(3, patch)
+            with pytest.raises(Killed):
+                run(resume=False)
+        assert min(seen) > complete[-1]
+        complete.append(json.loads(state.read_text())["windows"])
+    seen.clear()
+    assert run(resume=True).steps == 2
+    assert min(seen) > complete[2] > complete[1] > 0
 
 
 def test_the_command_learns_from_a_teacher_and_names_it(

@@ -129,7 +129,7 @@ def train(
             network,
             _arguments(settings, work),
             items,
-            QuestionAnswering(form, *((settings.teacher_weight, settings.temperature) if teacher else ())),
+            QuestionAnswering(form, settings.teacher_weight if teacher else 0.0, settings.temperature),
             measure=BestModel(network, base, work, dev_examples, windows, answers, settings.half_weights),
             evaluations=settings.evaluations,
             patience=settings.patience,

@@ -2,7 +2,7 @@
 
     training windows -> the same text as the teacher's windows -> Engine -> logits at the student's tokens -> training windows
 
-    FOLDER/logits.f16      float16 `[token, 2]`: start and end, for the tokens of all windows, one window after the other
+    FOLDER/logits.f16      float16 `[token, 2]`: start and end, for the tokens of all windows, in the order in which they are read
     FOLDER/logits.json     a hash of all that they depend on, and how many windows are complete
 
 What is kept is a logarithm of the teacher's probabilities at each token of the student's window, before any temperature. A
@@ -50,6 +50,9 @@ _FORMAT = 1
 _BATCHES = 8
 """So many of the engine's batches are read and stored together: what a kill can cost."""
 
+_GROUP_TOKENS = 1 << 18
+"""Within so many tokens, windows are read and stored by length; batches then have little padding."""
+
 _BETWEEN_NOTES = 60.0
 """Seconds between two notes on the time that is left."""
 
@@ -93,20 +96,29 @@ def teach(
         teacher.notify(f"{lost:,} unlabelled questions are left out: they are too long for the windows")
     items = [*items, *unlabelled]
     checkpoint = open_checkpoint(teacher.model, teacher.revision)
-    store = _Store(folder, _sha256(checkpoint, student, items), list(map(len, items)))
+    order = _order(items)
+    store = _Store(folder, _sha256(checkpoint, student, items), [len(items[i]) for i in order])
     if reads:
-        _read(teacher, checkpoint, items, student, store, device)
+        _read(teacher, checkpoint, [items[i] for i in order], student, store, device)
     while store.done() < len(items):
         time.sleep(0.5)
     logits = store.load()
+    for i, first, stop in zip(order, store.bounds[:-1], store.bounds[1:], strict=True):
+        items[i] = replace(items[i], teacher=logits[first:stop])
     without = int(np.isneginf(logits[store.bounds[:-1], 0]).sum())
     if without and reads:
         teacher.notify(
             f"{without:,} of {len(items):,} windows are longer than the teacher can read "
             f"({checkpoint.max_seq_length} of its tokens), and have none. Use shorter windows (max_seq_length) for all to have one."
         )
-    parts = zip(items, store.bounds[:-1], store.bounds[1:], strict=True)
-    return [replace(item, teacher=logits[first:stop]) for item, first, stop in parts]
+    return items
+
+
+def _order(items: Sequence[TrainingWindow]) -> list[int]:
+    """Return the order in which windows are read: by length in groups, so that a passage is not encoded again and again."""
+    lengths = np.array(list(map(len, items)))
+    order: list[int] = np.lexsort((-lengths, np.cumsum(lengths) // _GROUP_TOKENS)).tolist()
+    return order
 
 
 def _read(
@@ -133,7 +145,8 @@ def _read(
             found = reader.engine.submit(windows, progress=progress).result()
             store.append(_at_students_tokens(items[done:stop], lessons, iter(found)))
             done, now = stop, time.monotonic()
-            left = (now - begin) * (len(items) - done) / (done - first)
+            read, of_all = store.bounds[done] - store.bounds[first], store.bounds[-1] - store.bounds[first]
+            left = (now - begin) * (of_all - read) / read
             note = _time(left) if left and now - noted > _BETWEEN_NOTES else ""
             noted = now if note else noted
             teacher.progress(done, len(items), note)
