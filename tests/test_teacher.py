@@ -28,7 +28,7 @@ from spanqa.squad import Example, GoldAnswer
 from spanqa.tokens import Tokenizer
 from spanqa.train import teacher as teaching
 from spanqa.train.objective import InputFormat, QuestionAnswering, distillation_loss, span_loss
-from spanqa.train.recipe import Questions, fine_tune
+from spanqa.train.recipe import Questions, fine_tune, train_learning_curve
 from spanqa.train.run import train
 from spanqa.train.settings import TrainSettings
 from spanqa.train.targets import TrainingWindow, make_training_windows, make_unlabelled_windows
@@ -482,6 +482,8 @@ def test_without_a_teacher_what_needs_one_is_an_error(tiny: Callable[..., Path],
     options: dict[str, Any] = {**QUICK, "model": tiny("bert")}
     with pytest.raises(InputError, match=r"There is no teacher, which 4 unlabelled questions would be for. Give one"):
         fine_tune(asked, tmp_path / "out", **options)
+    with pytest.raises(InputError, match=r"There is no teacher, which 4 unlabelled questions would be for. Give one"):
+        train_learning_curve(asked, tmp_path / "out", [4], **options)
     with pytest.raises(InputError, match=r"There is no teacher, which temperature would be for. Give one"):
         fine_tune(replace(asked, unlabelled=()), tmp_path / "out", temperature=2.0, **options)
     with pytest.raises(InputError, match=r"teacher_weight is 0; expected a number above 0, at most 1"):

@@ -101,7 +101,7 @@ def train(
 
     require("train")
     sizes = None if learning_curve is None else _sizes(learning_curve)
-    if sizes is not None and (teacher is not None or unlabelled):
+    if sizes is not None and teacher is not None:
         raise typer.BadParameter("a learning curve has no teacher", param_hint="--learning-curve")
     if sizes is None:
         check_is_new(out)

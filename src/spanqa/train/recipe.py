@@ -199,7 +199,11 @@ def fine_tune(
     out = Path(out)
     check_is_new(out)
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
-    taught_by = _teacher(questions, teacher, teacher_revision, changes, notify, teacher_progress)
+    taught_by = None
+    if teacher is not None:
+        taught_by = Teacher(teacher, teacher_revision, questions.unlabelled, notify, teacher_progress)
+    else:
+        _check_needs_no_teacher(questions, changes)
     from spanqa.train.run import is_first_process, train
 
     notes = _notes(questions, model, plan.base, taught_by)
@@ -251,13 +255,15 @@ def train_learning_curve(
 ) -> list[Point]:
     """Train on growing numbers of questions, with several seeds each, and return F1 by number of questions.
 
-    The settings are chosen as in `fine_tune`, for each size. `progress` counts models. See `spanqa.train.curve`.
+    The settings are chosen as in `fine_tune`, for each size; there is no teacher. `progress` counts models. See `spanqa.train.curve`.
 
     Raises:
-        InputError: a size is negative or larger than the number of questions, or a change is not a field of `TrainSettings`.
+        InputError: a size is negative or larger than the number of questions, a change is not a field of `TrainSettings`, or
+            something is given that only a teacher could use.
         NotInstalledError: the packages for training are not installed.
     """
     require("train")
+    _check_needs_no_teacher(questions, changes)
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
     return learning_curve(
         sorted(set(sizes)), range(seeds), questions.train, questions.dev, model, out, plan.settings,
@@ -320,30 +326,19 @@ def _plan(
     return _Plan(base, windows, answers, stored.calibration, changes)
 
 
-def _teacher(
-    questions: Questions,
-    model: File | None,
-    revision: str | None,
-    changes: Mapping[str, Any],
-    notify: Notify,
-    progress: Progress,
-) -> Teacher | None:
-    """Return the teacher, if there is one.
+def _check_needs_no_teacher(questions: Questions, changes: Mapping[str, Any]) -> None:
+    """Check that nothing is given that only a teacher could use.
 
     Raises:
-        InputError: there is none, and something is given that needs one.
+        InputError: something is.
     """
-    if model is not None:
-        return Teacher(model, revision, questions.unlabelled, notify, progress)
     given = [name for name in ("temperature", "teacher_weight") if name in changes]
-    given += ["teacher_revision"] * (revision is not None)
     if questions.unlabelled:
         given.append(f"{len(questions.unlabelled):,} unlabelled questions")
     if given:
         raise InputError(
             f"There is no teacher, which {given[0]} would be for. Give one (--teacher), or leave that out."
         )
-    return None
 
 
 def _notes(questions: Questions, model: File, base: Checkpoint, teacher: Teacher | None) -> dict[str, Any]:

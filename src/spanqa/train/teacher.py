@@ -302,7 +302,7 @@ def _sha256(checkpoint: Checkpoint, student: Tokenizer, items: Sequence[Training
     def add(*parts: object) -> None:
         digest.update(json.dumps(parts).encode())
 
-    add(_FORMAT, checkpoint.weights.sha256, dict(checkpoint.config))
+    add(_FORMAT, _GROUP_TOKENS, checkpoint.weights.sha256, dict(checkpoint.config))
     for tokenizer in (checkpoint.tokenizer, student):
         add(tokenizer.fingerprint, repr(tokenizer.template))
     before: Example | None = None
