@@ -86,6 +86,7 @@ def render() -> str:
         ("training-speed", training),
         ("layouts-f1", layouts_f1),
         ("few-labels", few_labels),
+        ("distillation", distillation),
         ("faithfulness", faithfulness),
         ("completeness", completeness),
         ("attention-memory", attention_memory),
@@ -277,6 +278,23 @@ F1 on held-out questions of the domain, by the number of training questions from
 seeds. The base model is the sentence encoder that spanqa-mini was trained from. It never saw a question.
 
 {table(("", *(f"{size:,}" for size in sizes)), rows)}"""
+
+
+def distillation(record: dict[str, Any]) -> str:
+    millions = {name: count / 1e6 for name, count in record["parameters"].items()}
+    rows = [(f"{name}, before", f"{record['f1'][name]:.1f}", "") for name in ("teacher", "student")]
+    for kind, runs in record["runs"].items():
+        rows.append(
+            (f"student, {kind}", mean_and_spread([run["f1"] for run in runs.values()]), f"{runs['0']['steps']:,}")
+        )
+    return f"""## A small model that learns from a better one
+
+The student ({millions["student"]:.1f} M parameters) is spanqa-mini ({millions["teacher"]:.1f} M) with only its layers {record["layers"]}, counted from
+0. It was trained on {record["questions"]:,} questions of SQuAD 2.0 for {record["epochs"]:g} epochs, from the labels alone and with spanqa-mini as
+its teacher (temperature {record["temperature"]:g}, weight {record["teacher_weight"]:g}), and measured at the end on {record["dev_questions"]:,} dev questions: mean
+and standard deviation of {len(next(iter(record["runs"].values())))} seeds.
+
+{table(("", "F1", "steps"), rows)}"""
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,19 @@ def train(
     ] = None,
     model: options.Model = "spanqa-mini",
     revision: options.Revision = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Learn from the answers of this better model, too.")
+    ] = None,
+    teacher_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the teacher.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides the logits of teacher and student.", show_default="2")
+    ] = None,
+    teacher_weight: Annotated[
+        float | None, typer.Option(help="The teacher's share of the loss.", show_default="0.5")
+    ] = None,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Questions without labels, for the teacher.")
+    ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the questions.", show_default="by their number")
     ] = None,
@@ -86,6 +101,8 @@ def train(
 
     require("train")
     sizes = None if learning_curve is None else _sizes(learning_curve)
+    if sizes is not None and teacher is not None:
+        raise typer.BadParameter("a learning curve has no teacher", param_hint="--learning-curve")
     if sizes is None:
         check_is_new(out)
     from spanqa.train.recipe import fine_tune, ignore, read_questions, train_learning_curve
@@ -95,7 +112,7 @@ def train(
         "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation,
         "dropout": dropout, "dtype": dtype, "seed": seed, "max_steps": max_steps, "evaluations": evaluations,
         "patience": patience, "save_steps": save_steps, "gradient_checkpointing": gradient_checkpointing,
-        "half_weights": half_weights, "device": device,
+        "half_weights": half_weights, "device": device, "temperature": temperature, "teacher_weight": teacher_weight,
     }  # fmt: skip
     chosen: dict[str, Any] = {
         "model": model, "revision": revision, "max_seq_length": max_seq_length, "overlap": overlap,
@@ -103,15 +120,24 @@ def train(
         **{name: value for name, value in changes.items() if value is not None},
     }  # fmt: skip
     questions = read_questions(
-        data, dev, strict=strict, max_questions=max_questions, seed=seed, notify=chosen["notify"]
+        data,
+        dev,
+        strict=strict,
+        max_questions=max_questions,
+        seed=seed,
+        unlabelled=unlabelled or (),
+        notify=chosen["notify"],
     )
     if sizes is not None:
         with _progress("models", first) as progress:
             points = train_learning_curve(questions, out, sizes, seeds=seeds or 3, progress=progress, **chosen)
         _print_curve(points, out, questions, as_json)
         return
-    with _progress("step", first) as progress:
-        done = fine_tune(questions, out, seeds=seeds or 1, resume=resume, progress=progress, **chosen)
+    with _bars("step", "teacher's window", shown=first) as (steps, windows):
+        done = fine_tune(
+            questions, out, teacher=teacher, teacher_revision=teacher_revision, seeds=seeds or 1, resume=resume,
+            progress=steps, teacher_progress=windows, **chosen,
+        )  # fmt: skip
     if done is not None:
         _print_result(done, questions, as_json)
 
@@ -120,6 +146,23 @@ def _progress(what: str, shown: bool) -> "AbstractContextManager[Progress]":
     from spanqa.progress import silent
 
     return options.progress_bar(what, lines=True) if shown else nullcontext(silent)
+
+
+@contextmanager
+def _bars(*what: str, shown: bool) -> "Iterator[list[Progress]]":
+    """Give a bar for each kind of work; the one that was used last is shown."""
+    current = ""
+    with ExitStack() as stack:
+        bar: Progress
+
+        def update(name: str, done: int, total: int, note: str = "") -> None:
+            nonlocal current, bar
+            if name != current:
+                stack.close()
+                current, bar = name, stack.enter_context(_progress(name, shown))
+            bar(done, total, note)
+
+        yield [partial(update, name) for name in what]
 
 
 def _print_note(line: str) -> None:

@@ -4,6 +4,7 @@ recipe.py     the whole recipe: files of labelled questions -> a tuned model, or
 labels.py     labelled questions -> examples whose answers are in their passages, and a report
 settings.py   how to train
 targets.py    examples -> training windows
+teacher.py    training windows -> the same with a larger model's logits, read once and kept on disk
 objective.py  training windows -> batches and their loss
 loop.py       transformers' Trainer with an objective, and checkpoints that survive a kill
 best.py       the best model so far

@@ -15,6 +15,12 @@ def model_card(
 ) -> str:
     """Return README.md, in the form of the Hugging Face hub."""
     before = "" if done.f1_before is None else f" ({done.f1_before:.2f} before)"
+    taught = ""
+    if "teacher" in notes:
+        share = f"temperature {settings.temperature:g}, {100 * settings.teacher_weight:g} % of the loss"
+        taught = f"""| teacher | {notes["teacher"]} (sha256 {notes["teacher_sha256"][:12]}), at {share} |
+| questions without labels | {notes["unlabelled_questions"]:,} |
+"""
     files = "\n".join(f"- {file['file']}, sha256 {file['sha256']}" for file in notes["data"])
     return f"""---
 library_name: spanqa
@@ -35,7 +41,7 @@ reader = Reader.load("{name}")
 | | |
 |---|---|
 | training questions | {notes["train_questions"]:,} |
-| dev questions | {notes["dev_questions"]:,} |
+{taught}| dev questions | {notes["dev_questions"]:,} |
 | F1 on the dev questions | {done.f1:.2f}{before} |
 | window length | {windows.max_seq_length} tokens |
 | steps | {done.steps:,}; the best model is from step {done.best_step:,} |

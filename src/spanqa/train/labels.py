@@ -160,6 +160,12 @@ def shared_passages(examples: Iterable[Example], others: Iterable[Example]) -> i
     return sum(_normal(example.passage) in passages for example in others)
 
 
+def on_other_passages(examples: Iterable[Example], others: Iterable[Example]) -> list[Example]:
+    """Return those of the examples that are on no passage of the second ones."""
+    passages = {_normal(other.passage) for other in others}
+    return [example for example in examples if _normal(example.passage) not in passages]
+
+
 def _normal(passage: str) -> str:
     return " ".join(passage.split()).casefold()
 

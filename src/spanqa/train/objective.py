@@ -6,7 +6,8 @@ The training loop knows no task. It asks its objective for the batch of a step a
 `QuestionAnswering` is one objective. Another one, such as whole-word masking, lays its windows out with the same
 `InputFormat` and adds its own targets.
 
-Source of the question-answering loss: the marginal likelihood of Clark & Gardner 2018 (https://arxiv.org/abs/1710.10723).
+Source of the question-answering loss: the marginal likelihood of Clark & Gardner 2018 (https://arxiv.org/abs/1710.10723); of a
+teacher's loss: Hinton, Vinyals & Dean 2015 (https://arxiv.org/abs/1503.02531).
 """
 
 import inspect
@@ -125,16 +126,20 @@ class InputFormat:
 class QuestionAnswering:
     """Extractive question answering: a high probability of all right starts together, and of all right ends together.
 
-    The loss is a mean over windows, each with its own softmax, so it does not depend on how windows share rows.
+    The loss is a mean over windows, each with its own softmax, so it does not depend on how windows share rows. With a teacher it
+    is (1 - `teacher_weight`) of the labels' loss and `teacher_weight` of the teacher's at `temperature`; 0 is without a teacher.
     """
 
     format: InputFormat
+    teacher_weight: float = 0.0
+    temperature: float = 1.0
 
     def collate(self, windows: Sequence[TrainingWindow]) -> StepBatch:
         """Return the network's inputs and the targets, all `[rows, cols]`.
 
         `window` int64 is the number of the window that a token belongs to, -1 on padding; `position` int64 is a token's
-        position in its window; `starts` and `ends` (bool) are true at right positions.
+        position in its window; `starts` and `ends` (bool) are true at right positions. With a teacher, `teacher` float32
+        `[2, rows, cols]` holds its start and end logits, -inf where it has none.
         """
         laid_out = self.format.lay_out([each.window for each in windows])
         starts, ends = np.zeros(laid_out.batch.shape, bool), np.zeros(laid_out.batch.shape, bool)
@@ -147,11 +152,23 @@ class QuestionAnswering:
             "starts": torch.from_numpy(starts),
             "ends": torch.from_numpy(ends),
         }
+        if self.teacher_weight:
+            teacher = np.full((2, *laid_out.batch.shape), -np.inf, np.float32)
+            for i, (row, first) in zip(laid_out.order, laid_out.corners, strict=True):
+                logits = windows[i].teacher
+                if logits is not None:
+                    teacher[:, row, first : first + len(logits)] = logits.T
+            targets["teacher"] = torch.from_numpy(teacher)
         return {"inputs": laid_out.inputs, "targets": targets}
 
     def loss(self, output: Any, batch: StepBatch) -> Tensor:
-        """Return `span_loss` of the network's output."""
-        return span_loss(output.start_logits, output.end_logits, batch["targets"])
+        """Return `span_loss` of the network's output, mixed with `distillation_loss` where there is a teacher."""
+        start, end, targets = output.start_logits, output.end_logits, batch["targets"]
+        loss = span_loss(start, end, targets)
+        if not self.teacher_weight:
+            return loss
+        teachers = distillation_loss(start, end, targets, self.temperature)
+        return (1 - self.teacher_weight) * loss + self.teacher_weight * teachers
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, targets: dict[str, Tensor]) -> Tensor:
@@ -159,14 +176,48 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, targets: dict[str, Tenso
 
     Logits are `[rows, cols]`; `QuestionAnswering.collate` makes the targets.
     """
-    inside = targets["window"] != PADDING
-    cells = (targets["window"][inside], targets["position"][inside])
-    shape = (int(cells[0].max()) + 1, int(cells[1].max()) + 1)
+    inside, cells, shape = _cells(targets)
     loss = torch.zeros((), device=start_logits.device)
     for logits, right in ((start_logits, targets["starts"]), (end_logits, targets["ends"])):
         values = logits[inside].float()
-        all_values = torch.full(shape, -torch.inf, device=values.device).index_put(cells, values)
-        kept = torch.where(right[inside], values, -torch.inf)
-        right_values = torch.full(shape, -torch.inf, device=values.device).index_put(cells, kept)
+        right_values = torch.where(right[inside], values, -torch.inf)
+        all_values, right_values = (_by_window(each, cells, shape) for each in (values, right_values))
         loss = loss + (all_values.logsumexp(1) - right_values.logsumexp(1)).mean() / 2
     return loss
+
+
+def distillation_loss(
+    start_logits: Tensor, end_logits: Tensor, targets: dict[str, Tensor], temperature: float
+) -> Tensor:
+    """Return the mean over windows of half of T^2 KL(teacher || student) of the starts, and half of that of the ends.
+
+    Both are a softmax of logits / T over the tokens of a window. A token for which the teacher has no logit (-inf) has the
+    teacher's probability 0; a window without any has the loss 0. T^2 keeps the gradient, T (student - teacher) of two softmaxes,
+    as large as that of the labels, whatever T is. Logits are `[rows, cols]`; `QuestionAnswering.collate` makes the targets.
+    """
+    inside, cells, shape = _cells(targets)
+    loss = torch.zeros((), device=start_logits.device)
+    for logits, teacher in zip((start_logits, end_logits), targets["teacher"], strict=True):
+        student = _by_window(logits[inside].float() / temperature, cells, shape).log_softmax(1)
+        goal = _by_window(teacher[inside] / temperature, cells, shape)
+        taught = goal.amax(1) > -torch.inf
+        goal = goal[taught].log_softmax(1)
+        each = (goal.exp() * (goal - student[taught])).masked_fill(goal == -torch.inf, 0)
+        loss = loss + temperature**2 * each.sum() / shape[0] / 2
+    return loss
+
+
+Cells = tuple[Tensor, Tensor]
+"""For each token, the number of its window and its position there."""
+
+
+def _cells(targets: dict[str, Tensor]) -> tuple[Tensor, Cells, tuple[int, int]]:
+    """Return which tokens of a batch are no padding, their cells, and how many windows and positions there are."""
+    inside = targets["window"] != PADDING
+    cells = (targets["window"][inside], targets["position"][inside])
+    return inside, cells, (int(cells[0].max()) + 1, int(cells[1].max()) + 1)
+
+
+def _by_window(values: Tensor, cells: Cells, shape: tuple[int, int]) -> Tensor:
+    """Return values of tokens as `[window, position]`, -inf behind the end of a window."""
+    return torch.full(shape, -torch.inf, device=values.device).index_put(cells, values)

@@ -4,7 +4,8 @@
     fine_tune(questions, "my-model").training["dev_f1"]
 
 `read_questions` checks every label and holds questions out to measure on. `fine_tune` chooses the settings, trains with one
-seed or several, keeps the best model, fits its no-answer threshold and calibration, and writes its model card.
+seed or several, keeps the best model, fits its no-answer threshold and calibration, and writes its model card. With a teacher,
+a better model, it learns from that one's answers, too, and from questions without labels.
 `train_learning_curve` trains on growing numbers of questions instead. `spanqa train` is a thin layer over these three.
 
 torch is loaded when training starts. What it needs: pip install 'spanqa[train]'.
@@ -33,8 +34,16 @@ from spanqa.squad import Example
 from spanqa.tables import read_labelled
 from spanqa.train.card import model_card
 from spanqa.train.curve import Point, learning_curve
-from spanqa.train.labels import LabelReport, align_all, answer_length_tokens, hold_out, shared_passages
+from spanqa.train.labels import (
+    LabelReport,
+    align_all,
+    answer_length_tokens,
+    hold_out,
+    on_other_passages,
+    shared_passages,
+)
 from spanqa.train.settings import TrainSettings, preset
+from spanqa.train.teacher import Teacher
 from spanqa.windows import WindowSettings
 
 if TYPE_CHECKING:
@@ -54,7 +63,8 @@ class Questions:
     """The questions to train on and those to measure on, and what is recorded about them.
 
     `files` are names and hashes of the files that they come from; `reports` say what happened to the labels of each file.
-    `dev_sha256` identifies the questions to measure on; None derives it from their ids.
+    `dev_sha256` identifies the questions to measure on; None derives it from their ids. `unlabelled` are questions to train on
+    for which only a teacher counts.
     """
 
     train: Sequence[Example]
@@ -62,6 +72,7 @@ class Questions:
     files: Sequence[Mapping[str, str]] = ()
     reports: Mapping[str, LabelReport] = field(default_factory=dict)
     dev_sha256: str | None = None
+    unlabelled: Sequence[Example] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +96,15 @@ def read_questions(
     strict: bool = False,
     max_questions: int | None = None,
     seed: int = 0,
+    unlabelled: Iterable[File] = (),
     notify: Notify = ignore,
 ) -> Questions:
     """Read the questions to train on and to measure on, and check their labels.
 
     The files are those that `spanqa.tables` reads. Without `dev`, a twentieth of the articles is held out to measure
     on, whole passages at a time. `strict` raises at the first label that is ambiguous or not in its passage. `max_questions` draws that many to train
-    on, by `seed`. `notify` gets the report on each file.
+    on, by `seed`. `unlabelled` are files of questions for a teacher; labels in them are ignored, and questions on a passage
+    that is measured on are left out. `notify` gets the report on each file.
 
     Raises:
         DatasetError: a file cannot be read or has the wrong content, or `strict` found a bad label.
@@ -111,6 +124,7 @@ def read_questions(
         return examples
 
     train = [example for path in paths for example in read(path)]
+    without = [example for path in unlabelled for example in _read_unlabelled(path, files, notify)]
     if dev is not None:
         measured = read(dev)
         shared = shared_passages(train, measured)
@@ -125,7 +139,20 @@ def read_questions(
         notify(f"held out to measure on: {len(measured):,} questions")
     if max_questions is not None and max_questions < len(train):
         train = random.Random(seed).sample(train, max_questions)
-    return Questions(train, measured, files, reports, files[-1]["sha256"] if dev is not None else None)
+    taught = on_other_passages(without, measured)
+    if len(taught) < len(without):
+        notify(f"{len(without) - len(taught):,} unlabelled questions are left out: their passages are measured on")
+    return Questions(train, measured, files, reports, files[-1]["sha256"] if dev is not None else None, taught)
+
+
+def _read_unlabelled(path: File, files: list[dict[str, str]], notify: Notify) -> list[Example]:
+    """Return the questions of a file without their labels, and note the file."""
+    found, source = read_labelled(path, answers=False)
+    files.append(source)
+    labelled = sum(bool(each.labels) for each in found)
+    ignored = f"; the labels of {labelled:,} of them are ignored" if labelled else ""
+    notify(f"{shown(os.fspath(path))}: {len(found):,} unlabelled questions{ignored}")
+    return [Example(each.id, each.question, each.passage, title=each.title) for each in found]
 
 
 def fine_tune(
@@ -137,10 +164,13 @@ def fine_tune(
     max_seq_length: int | None = None,
     overlap: int | None = None,
     max_answer_tokens: int | None = None,
+    teacher: File | None = None,
+    teacher_revision: str | None = None,
     seeds: int = 1,
     resume: bool = False,
     notify: Notify = ignore,
     progress: Progress = silent,
+    teacher_progress: Progress = silent,
     **changes: Any,
 ) -> FineTuned | None:
     """Fine-tune `model` and write the best checkpoint to the folder `out`, ready to use.
@@ -148,15 +178,16 @@ def fine_tune(
     The settings are those of `preset`; `changes` replaces fields of `TrainSettings`, as in `epochs=3, seed=1`. Windows and
     answers keep the settings of the base model, except that `max_answer_tokens` grows until 99 % of the answers fit.
     `seeds` trains that many models, from `seed` on, and keeps the best by F1. `resume` continues a run that was stopped.
-    `progress` counts the steps of each seed.
+    `teacher` is a model whose answers are learned beside the labels (see `spanqa.train.teacher`). `progress` counts the steps of
+    each seed, `teacher_progress` the windows that the teacher reads for it.
 
     Returns the result, or None in every process of a distributed run except the first.
 
     Raises:
         SpanQAWarning: (a warning) every question to train on has an answer.
-        InputError: `out` already exists, there is nothing to resume, `seeds` is below 1, or a change is not a field of
-            `TrainSettings`.
-        CheckpointError: the base model cannot be trained for question answering.
+        InputError: `out` already exists, there is nothing to resume, `seeds` is below 1, a change is not a field of
+            `TrainSettings`, or something is given that needs a teacher, and there is none.
+        CheckpointError: the base model cannot be trained for question answering, or the teacher cannot answer questions.
         TrainingError: the loss is not a number.
         InterruptedTrainingError: a signal stopped the training; a checkpoint was written.
         BackendError: the disk has too little space, or the folder cannot be written.
@@ -168,14 +199,20 @@ def fine_tune(
     out = Path(out)
     check_is_new(out)
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
+    taught_by = None
+    if teacher is not None:
+        taught_by = Teacher(teacher, teacher_revision, questions.unlabelled, notify, teacher_progress)
+    else:
+        _check_needs_no_teacher(questions, changes)
     from spanqa.train.run import is_first_process, train
 
-    notes = _notes(questions, model, plan.base)
-    first_seed = plan.settings(len(questions.train)).seed
+    notes = _notes(questions, model, plan.base, taught_by)
+    count = len(questions.train) + len(questions.unlabelled)
+    first_seed = plan.settings(count).seed
     folders = {seed: _seed_folder(out, seed, seeds) for seed in range(first_seed, first_seed + seeds)}
     tuned: list[Tuned] = []
     for seed, folder in folders.items():
-        settings = plan.settings(len(questions.train), seed)
+        settings = plan.settings(count, seed)
 
         def finish(best: Path, done: "Trained", settings: TrainSettings = settings) -> None:
             write_text(best / CARD, model_card(out.name, done, notes=notes, settings=settings, windows=plan.windows))
@@ -187,7 +224,7 @@ def fine_tune(
         continues = resume and (seeds == 1 or folder.with_name(f"{folder.name}.training").is_dir())
         train(
             questions.train, questions.dev, model, folder, settings, windows=plan.windows, answers=plan.answers,
-            revision=revision, resume=continues, notes=notes, finish=finish, progress=progress,
+            revision=revision, teacher=taught_by, resume=continues, notes=notes, finish=finish, progress=progress,
         )  # fmt: skip
     if not is_first_process():
         return None
@@ -218,13 +255,15 @@ def train_learning_curve(
 ) -> list[Point]:
     """Train on growing numbers of questions, with several seeds each, and return F1 by number of questions.
 
-    The settings are chosen as in `fine_tune`, for each size. `progress` counts models. See `spanqa.train.curve`.
+    The settings are chosen as in `fine_tune`, for each size; there is no teacher. `progress` counts models. See `spanqa.train.curve`.
 
     Raises:
-        InputError: a size is negative or larger than the number of questions, or a change is not a field of `TrainSettings`.
+        InputError: a size is negative or larger than the number of questions, a change is not a field of `TrainSettings`, or
+            something is given that only a teacher could use.
         NotInstalledError: the packages for training are not installed.
     """
     require("train")
+    _check_needs_no_teacher(questions, changes)
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
     return learning_curve(
         sorted(set(sizes)), range(seeds), questions.train, questions.dev, model, out, plan.settings,
@@ -287,17 +326,44 @@ def _plan(
     return _Plan(base, windows, answers, stored.calibration, changes)
 
 
-def _notes(questions: Questions, model: File, base: Checkpoint) -> dict[str, Any]:
+def _check_needs_no_teacher(questions: Questions, changes: Mapping[str, Any]) -> None:
+    """Check that nothing is given that only a teacher could use.
+
+    Raises:
+        InputError: something is.
+    """
+    given = [name for name in ("temperature", "teacher_weight") if name in changes]
+    if questions.unlabelled:
+        given.append(f"{len(questions.unlabelled):,} unlabelled questions")
+    if given:
+        raise InputError(
+            f"There is no teacher, which {given[0]} would be for. Give one (--teacher), or leave that out."
+        )
+
+
+def _notes(questions: Questions, model: File, base: Checkpoint, teacher: Teacher | None) -> dict[str, Any]:
     """Return what spanqa.json and the model card record about the run."""
+    taught_by: dict[str, Any] = {}
+    if teacher is not None:
+        taught_by = {
+            "teacher": _name(teacher.model),
+            "teacher_sha256": open_checkpoint(teacher.model, teacher.revision).weights.sha256,
+            "unlabelled_questions": len(questions.unlabelled),
+        }
     return {
-        "base": Path(model).name if Path(model).exists() else str(model),
+        "base": _name(model),
         "base_sha256": base.weights.sha256,
+        **taught_by,
         "data": [dict(file) for file in questions.files],
         "train_questions": len(questions.train),
         "dev_questions": len(questions.dev),
         "labels": [report.counts for report in questions.reports.values()],
         "command": describe_run()["command"],
     }
+
+
+def _name(model: File) -> str:
+    return Path(model).name if Path(model).exists() else str(model)
 
 
 def _seed_folder(out: Path, seed: int, seeds: int) -> Path:

@@ -1,6 +1,7 @@
 """One training run: examples and a base model in, a checkpoint folder that every backend reads out.
 
-    OUT.training/      while it runs: checkpoint-N (the newest complete one), best-N (the best model so far), logs
+    OUT.training/      while it runs: checkpoint-N (the newest complete one), best-N (the best model so far), logs;
+                       teacher (the logits of a teacher)
     OUT/               at the end: renamed from a complete folder
 
 The loop is transformers' Trainer on top of accelerate, which bring mixed precision, gradient accumulation and several
@@ -42,7 +43,11 @@ from spanqa.train.loop import TrainingLoop, stops_at_signals, without_bars
 from spanqa.train.objective import InputFormat, QuestionAnswering
 from spanqa.train.settings import DROPOUTS, TrainSettings
 from spanqa.train.targets import WindowReport, make_training_windows
+from spanqa.train.teacher import Teacher, teach
 from spanqa.windows import WindowSettings
+
+TEACHER = "teacher"
+"""The folder of the teacher's logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ def train(
     windows: WindowSettings | None = None,
     answers: AnswerSettings | None = None,
     revision: str | None = None,
+    teacher: Teacher | None = None,
     resume: bool = False,
     notes: dict[str, Any] | None = None,
     finish: Callable[[Path, Trained], None] | None = None,
@@ -81,14 +87,15 @@ def train(
 ) -> Trained:
     """Fine-tune `model` and write the best checkpoint, by F1 on the dev questions, to the folder `out`.
 
-    `windows` and `answers` replace the base model's settings. `notes` are stored in spanqa.json beside the training
+    `windows` and `answers` replace the base model's settings. `teacher` is a model to learn from beside the labels. `notes` are stored in spanqa.json beside the training
     settings. `finish` is called with the complete folder before it is renamed to `out`. `progress` counts steps; its notes
     are the latest loss and F1.
 
     Raises:
         InputError: there are no questions, `out` already exists or cannot be written, another run writes to it, or there is
             nothing to resume.
-        CheckpointError: the base model is not an encoder that can be trained for question answering.
+        CheckpointError: the base model is not an encoder that can be trained for question answering, or the teacher cannot answer
+            questions.
         TrainingError: the loss is not a number.
         InterruptedTrainingError: a signal stopped the training; a checkpoint was written.
         BackendError: the disk has too little space, or the folder cannot be written.
@@ -112,6 +119,8 @@ def train(
         )
         if not items:
             raise InputError(f"No window is left to train on: {report}. Check the answers, or use longer windows.")
+        if teacher is not None:
+            items = teach(teacher, items, base.tokenizer, windows, work / TEACHER, device=settings.device, reads=first)
         transformers.set_seed(settings.seed)  # a new head is drawn from it
         network, has_head, form = _network(base, settings)
         if first:
@@ -120,7 +129,7 @@ def train(
             network,
             _arguments(settings, work),
             items,
-            QuestionAnswering(form),
+            QuestionAnswering(form, settings.teacher_weight if teacher else 0.0, settings.temperature),
             measure=BestModel(network, base, work, dev_examples, windows, answers, settings.half_weights),
             evaluations=settings.evaluations,
             patience=settings.patience,
@@ -212,6 +221,8 @@ def _make_ready(work: Path) -> None:
     try:
         if get_last_checkpoint(str(work)) is None:
             for left in work.iterdir():  # its best model belongs to no run
+                if left.name == TEACHER:  # says itself what it belongs to
+                    continue
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         probe = work / ".probe"
         probe.write_bytes(b"x")

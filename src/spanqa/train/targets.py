@@ -2,13 +2,17 @@
 
     Example -> TrainingWindow
 
-All right answers of a question count. A window without an answer has [CLS] as its target. No framework is loaded here;
-`spanqa.train.objective` turns training windows into tensors and a loss.
+All right answers of a question count. A window without an answer has [CLS] as its target. In a window without labels every
+position is a target, so that the loss of the labels is 0 there. No framework is loaded here; `spanqa.train.objective` turns
+training windows into tensors and a loss.
 """
 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spanqa.errors import QuestionTooLongError
 from spanqa.squad import Example
@@ -21,11 +25,17 @@ NO_ANSWER = (0,)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingWindow:
-    """A window and its targets: the positions at which right answers start and end (both inclusive)."""
+    """A window and its targets: the positions at which right answers start and end (both inclusive).
+
+    `example` is the question that it belongs to. `teacher`, where there is one, are its start and end logits for each token,
+    float16 `[token, 2]`; see `spanqa.train.teacher`.
+    """
 
     window: Window
-    starts: tuple[int, ...]
-    ends: tuple[int, ...]
+    starts: Sequence[int]
+    ends: Sequence[int]
+    example: Example
+    teacher: NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.window)
@@ -74,19 +84,15 @@ def make_training_windows(
     report = WindowReport()
     made: list[TrainingWindow] = []
     for example in examples:
-        prepared = tokenizer.prepare(example.passage)
-        question = tokenizer.encode(example.question)
-        try:
-            (windows,) = cut(question, [prepared], tokenizer, settings) if len(question) else ([],)
-        except QuestionTooLongError:
-            windows = []
-        if not len(question) or (len(prepared.tokens) and not windows):
+        windows = _windows(example, tokenizer, settings)
+        if windows is None:
             report.lost_questions += 1
             continue
         answers = [(answer.start, answer.start + len(answer.text)) for answer in example.answers]
-        spans = [token_range(prepared.tokens, start, end) for start, end in answers]
+        passage = tokenizer.prepare(example.passage).tokens
+        spans = [token_range(passage, start, end) for start, end in answers]
         spans = [(first, last) for first, last in spans if first <= last]
-        with_answer, empty, cut_windows = _label(windows, spans)
+        with_answer, empty, cut_windows = _label(example, windows, spans)
         report.cut += cut_windows
         if example.answers and not with_answer:
             report.lost_questions += 1
@@ -98,8 +104,37 @@ def make_training_windows(
     return made, report
 
 
+def make_unlabelled_windows(
+    examples: Iterable[Example], tokenizer: Tokenizer, settings: WindowSettings
+) -> tuple[list[TrainingWindow], int]:
+    """Return the windows of questions without labels, and how many questions have none because they are too long.
+
+    Which of its windows holds the answer of a question is not known, so all are kept.
+    """
+    made: list[TrainingWindow] = []
+    lost = 0
+    for example in examples:
+        windows = _windows(example, tokenizer, settings)
+        lost += windows is None
+        for window in windows or ():
+            everywhere = range(len(window))
+            made.append(TrainingWindow(window, everywhere, everywhere, example))
+    return made, lost
+
+
+def _windows(example: Example, tokenizer: Tokenizer, settings: WindowSettings) -> list[Window] | None:
+    """Return the windows of a question; None if it is too long for them, or holds nothing that can be read."""
+    passage = tokenizer.prepare(example.passage)
+    question = tokenizer.encode(example.question)
+    try:
+        (windows,) = cut(question, [passage], tokenizer, settings) if len(question) else ([],)
+    except QuestionTooLongError:
+        windows = []
+    return windows if windows or (len(question) and not len(passage.tokens)) else None
+
+
 def _label(
-    windows: Sequence[Window], spans: Sequence[tuple[int, int]]
+    example: Example, windows: Sequence[Window], spans: Sequence[tuple[int, int]]
 ) -> tuple[list[TrainingWindow], list[TrainingWindow], int]:
     """Return the windows that hold a span, the windows that touch none, and the number of those that cut one."""
     with_answer, empty, cut_windows = [], [], 0
@@ -109,9 +144,9 @@ def _label(
         if inside:
             starts = tuple(sorted({first + shift for first, _ in inside}))
             ends = tuple(sorted({last + shift for _, last in inside}))
-            with_answer.append(TrainingWindow(window, starts, ends))
+            with_answer.append(TrainingWindow(window, starts, ends, example))
         elif any(first < window.stop and last >= window.first for first, last in spans):
             cut_windows += 1
         else:
-            empty.append(TrainingWindow(window, NO_ANSWER, NO_ANSWER))
+            empty.append(TrainingWindow(window, NO_ANSWER, NO_ANSWER, example))
     return with_answer, empty, cut_windows
