@@ -168,7 +168,8 @@ def fine_tune(
     out = Path(out)
     check_is_new(out)
     plan = _plan(questions, model, revision, max_seq_length, overlap, max_answer_tokens, changes, notify)
-    from spanqa.train.run import is_first_process, train
+    from spanqa.train.run import train
+    from spanqa.train.work import is_first_process
 
     notes = _notes(questions, model, plan.base)
     first_seed = plan.settings(len(questions.train)).seed
