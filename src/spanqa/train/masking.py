@@ -45,8 +45,11 @@ _CJK = (
 
 @cache
 def _kinds() -> NDArray[np.uint8]:
-    """Return the kind of every code point: white space, alone (punctuation and CJK), a mark on the character before, or other."""
-    categories = {"Zs": _SPACE, "Zl": _SPACE, "Zp": _SPACE, "Mn": _MARK, "Me": _MARK}
+    """Return the kind of every code point: white space, alone (punctuation and CJK), a mark on the one before, or other.
+
+    Accents are marks, and so are control characters, which nobody sees: Google's BERT removes both.
+    """
+    categories = {"Zs": _SPACE, "Zl": _SPACE, "Zp": _SPACE, "Mn": _MARK, "Me": _MARK, "Cc": _MARK, "Cf": _MARK}
     categories |= {f"P{kind}": _ALONE for kind in "cdefios"}
     found = [categories.get(unicodedata.category(chr(code)), _OTHER) for code in range(0x110000)]
     kinds = np.array(found, np.uint8)
@@ -74,10 +77,11 @@ def words_of(text: str, tokens: Tokens, unknown: int | None = None) -> NDArray[n
         return words
     kinds = _kinds()[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
     spaces = np.concatenate([[0], np.cumsum(kinds == _SPACE)])
-    bearers = np.maximum.accumulate(np.where(kinds == _MARK, 0, np.arange(len(kinds))))
-    alone = (kinds == _ALONE)[bearers]  # a mark is like the character that it is on
+    is_mark = kinds == _MARK
+    bearers = np.maximum.accumulate(np.where(is_mark, 0, np.arange(len(kinds))))  # what each mark is on
     start, before = tokens.offsets[visible[1:], 0], np.maximum.accumulate(tokens.offsets[visible[:-1], 1])
-    apart = (spaces[start] > spaces[before]) | alone[start] | alone[before - 1]
+    behind_alone = (kinds[bearers[before - 1]] == _ALONE) & ~is_mark[start]
+    apart = (spaces[start] > spaces[before]) | (kinds[start] == _ALONE) | behind_alone
     words[visible] = np.concatenate([[0], np.cumsum(apart & (start >= before))])
     for token in reversed(np.flatnonzero(words == NO_WORD).tolist()):
         if token + 1 < len(tokens) and tokens.words[token] == tokens.words[token + 1]:
