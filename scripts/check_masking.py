@@ -23,7 +23,6 @@ import tiny
 from masks import Encoded, Masked
 from spanqa.train.masking import mask_tokens
 
-
 ORIGINAL = {"WordPiece": tiny.word_piece, "byte-level BPE": tiny.byte_level, "Unigram": tiny.unigram}
 """Tokenizers as transformers has them: ours gives special tokens of a Unigram model other names."""
 

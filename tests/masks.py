@@ -137,7 +137,9 @@ def touched_tokens(windows: Sequence[Encoded], masked: Sequence[Masked]) -> int:
     count = 0
     for window, mask in zip(windows, masked, strict=True):
         changed = np.asarray(mask.read) != np.asarray(window.ids)
-        count += int(((mask.chosen | changed) & window.special).sum() + (changed & ~mask.chosen & ~window.special).sum())
+        count += int(
+            ((mask.chosen | changed) & window.special).sum() + (changed & ~mask.chosen & ~window.special).sum()
+        )
     return count
 
 

@@ -84,7 +84,10 @@ def long_texts(tokenizer: Tokenizer, tokens: int, least: int = 128) -> list[str]
 def grouped(numbers: Any) -> list[int]:
     """Word numbers as the place of each word's first token, so that two ways to count can be compared."""
     first: dict[int, int] = {}
-    return [-1 if number < 0 else first.setdefault(number, place) for place, number in enumerate(np.asarray(numbers).tolist())]
+    return [
+        -1 if number < 0 else first.setdefault(number, place)
+        for place, number in enumerate(np.asarray(numbers).tolist())
+    ]
 
 
 @each_tokenizer
@@ -121,7 +124,10 @@ def test_the_same_words_are_found_where_tokenizers_split_and_glue_others(kind: s
     tokens = TOKENIZERS[kind].encode(SAID)
 
     def texts(numbers: Any) -> list[str]:
-        places = [tokens.offsets[(numbers == each) & (tokens.offsets[:, 0] < tokens.offsets[:, 1])] for each in np.unique(numbers)]
+        places = [
+            tokens.offsets[(numbers == each) & (tokens.offsets[:, 0] < tokens.offsets[:, 1])]
+            for each in np.unique(numbers)
+        ]
         return [SAID[place[:, 0].min() : place[:, 1].max()] for place in places if len(place)]
 
     assert texts(words_of(SAID, tokens)) == WORDS
@@ -252,7 +258,9 @@ def test_random_tokens_are_those_of_texts(kind: str) -> None:
 def test_a_model_without_a_mask_token_is_refused() -> None:
     tokenizer = tiny_checkpoints.word_piece()
     text = tokenizer.to_str().replace("[MASK]", "[HIDE]")
-    with pytest.raises(CheckpointError, match=r"'folder' has no mask token: its tokenizer has none of \[MASK\], <mask>"):
+    with pytest.raises(
+        CheckpointError, match=r"'folder' has no mask token: its tokenizer has none of \[MASK\], <mask>"
+    ):
         mask_tokens(Tokenizer(tokenizer.from_str(text)), "'folder'")
 
 

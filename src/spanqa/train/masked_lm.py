@@ -6,6 +6,7 @@ Masks are drawn anew for each window in each epoch, from the seed, the epoch and
 the order of windows, on the process that reads them, or on whether the run was resumed.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -195,6 +196,11 @@ class HeldOut:
     path: Path
     found: dict[int, Predictions] = field(default_factory=dict)
     name: str = "Accuracy"
+
+    def __post_init__(self) -> None:
+        if self.path.exists():  # the run was stopped, and is resumed
+            before = json.loads(self.path.read_text("utf-8"))
+            self.found = {int(step): Predictions(**each) for step, each in before.items()}
 
     def __call__(self, step: int) -> float:
         """Return the share of hidden words that are predicted, in percent."""
