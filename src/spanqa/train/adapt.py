@@ -120,9 +120,9 @@ def adapt(
         form = prepared(network, base, settings.layout)
         if first:
             check_space(network, out.parent)
-        for line in _notes(corpus, len(held_out), base, has_head, settings):
-            notify(line)
         limit = wanted(room)
+        for line in _notes(corpus, len(held_out), base, has_head, limit if settings.masking == "word" else None):
+            notify(line)
         objective = MaskedWords(form, template, tokens, settings.masking, limit, settings.seed)
         measured = HeldOut(
             network, form, template, tokens.mask, [corpus[int(each)] for each in held_out], limit, work / "found.json"
@@ -195,8 +195,10 @@ def _corpus(
     return Corpus(folder)
 
 
-def _notes(corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, settings: AdaptSettings) -> Iterable[str]:
-    """Yield what the user should know before training starts."""
+def _notes(
+    corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, longest_word: int | None
+) -> Iterable[str]:
+    """Yield what the user should know before training starts. `longest_word` has as many tokens as can be masked, if that matters."""
     report = corpus.report
     yield f"{report}; held out to measure on: {held_out:,} windows"
     unknown, long = (count / report.tokens for count in (report.unknown_tokens, report.long_word_tokens))
@@ -205,9 +207,9 @@ def _notes(corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, sett
             f"{100 * unknown:.0f} % of the tokens are unknown to this model's tokenizer, and nothing is learned from their words. Is "
             "it a model of another language?"
         )
-    if long > _MANY and settings.masking == "word":
+    if long > _MANY and longest_word is not None:
         yield (
-            f"{100 * long:.0f} % of the tokens belong to words of more than {wanted(settings.max_seq_length or 0)} tokens, which are "
+            f"{100 * long:.0f} % of the tokens belong to words of more than {longest_word} tokens, which are "
             "never masked. For texts without spaces between words, use --masking token"
         )
     if not has_head:
