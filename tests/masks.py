@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,14 @@ Collate = Callable[[Sequence[Encoded], int], list[Masked]]
 """Masks windows, by a seed."""
 
 
+@cache
+def is_alone(character: str) -> bool:
+    """Return whether a character is a word of its own: a punctuation mark, or CJK."""
+    ascii_mark = 33 <= ord(character) <= 126 and not character.isalnum()
+    is_cjk = any(ord(character) in block for block in _CJK)
+    return ascii_mark or is_cjk or unicodedata.category(character).startswith("P")
+
+
 def word_of_characters(text: str) -> list[int]:
     """Return the number of the word of each character, by Google's rules, one character after the other; -1 is white space."""
     numbers: list[int] = []
@@ -55,8 +64,7 @@ def word_of_characters(text: str) -> list[int]:
         if category in ("Mn", "Me", "Cc", "Cf") and before != "space":
             numbers.append(word)  # an accent, or a character that nobody sees: it is on the one before
             continue
-        ascii_mark = 33 <= ord(character) <= 126 and not character.isalnum()
-        alone = ascii_mark or category.startswith("P") or any(ord(character) in block for block in _CJK)
+        alone = is_alone(character)
         if alone or before != "letter":
             word += 1
         before = "alone" if alone else "letter"

@@ -31,7 +31,7 @@ from spanqa.backends import torch_attention
 from spanqa.backends.torch import build_masked_lm
 from spanqa.checkpoint import open_checkpoint, read_settings, write_settings
 from spanqa.cli.adapt import _print_result as print_result
-from spanqa.errors import CheckpointError, DatasetError, InputError, InterruptedTrainingError
+from spanqa.errors import CheckpointError, DatasetError, InputError, InterruptedTrainingError, NotInstalledError
 from spanqa.reader import Reader
 from spanqa.train import corpus as corpora
 from spanqa.train.adapt import Adapted, adapt
@@ -662,6 +662,16 @@ def test_a_model_that_is_no_better_is_said_to_be(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "masked-word accuracy 40.0 % before, 39.0 % after" in shown
     assert "The texts did not make it better" in shown and "\n4 steps; fine-tune" in shown
+
+
+def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from spanqa.cli.adapt import adapt as adapt_command
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        NotInstalledError, match=r"Adapting to texts needs torch, .* and pyarrow.*pip install 'spanqa\[train\]'"
+    ):
+        adapt_command(["x.txt"], tmp_path / "out")
 
 
 def test_errors_of_the_command(base: Path, tmp_path: Path, command: Command) -> None:

@@ -50,8 +50,7 @@ def adapt(
     from spanqa.extras import require
     from spanqa.files import check_is_new
 
-    require("train")
-    require("datasets")
+    require("adapt")
     check_is_new(out)
     from spanqa.train.adapt import adapt as run
 

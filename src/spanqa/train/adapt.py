@@ -101,8 +101,7 @@ def adapt(
         BackendError: the disk has too little space, or the folder cannot be written.
         NotInstalledError: the packages for training are not installed.
     """
-    require("train")
-    require("datasets")
+    require("adapt")
     out, first = Path(out), is_first_process()
     names = [os.fspath(each) for each in ([texts] if isinstance(texts, (str, os.PathLike)) else texts)]
     with work_folder(out, resume, keep=("corpus",) if resume else ()) as work:
@@ -195,9 +194,7 @@ def _corpus(
     return Corpus(folder)
 
 
-def _notes(
-    corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, longest_word: int | None
-) -> Iterable[str]:
+def _notes(corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, longest_word: int | None) -> Iterable[str]:
     """Yield what the user should know before training starts. `longest_word` has as many tokens as can be masked, if that matters."""
     report = corpus.report
     yield f"{report}; held out to measure on: {held_out:,} windows"
