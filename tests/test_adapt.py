@@ -1,6 +1,7 @@
 """Adapting an encoder to plain text: what is read, what is learned, what is written, and what survives an interruption."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -237,10 +238,19 @@ def test_of_few_texts_the_last_windows_are_held_out(tmp_path: Path, base: Path) 
     assert len(measured) == held_out(len(corpus)) == len(corpus) // 10
 
 
-def test_all_but_one_text_can_be_small(tmp_path: Path, base: Path) -> None:
-    corpus = made(tmp_path, base, [*(f"The {number}." for number in range(12)), " ".join(TEXTS)])
+def test_something_is_left_to_train_on_where_one_text_is_nearly_all(tmp_path: Path, base: Path) -> None:
+    def mark(text: str) -> int:
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+    small = [
+        f"The {name}."
+        for name in ("tower", "lamp", "ferry", "keeper", "cable", "shelf", "sea", "mail", "bread", "young")
+    ]
+    variants = (" ".join([*TEXTS, *["The"] * times]) for times in range(999))
+    book = next(text for text in variants if mark(text) > max(map(mark, small)))  # it would be held out last
+    corpus = made(tmp_path, base, [*small, book])
     train, measured = corpus.split()
-    assert len(train) and len(measured)
+    assert len(train) > 50 and len(measured) == 10 < held_out(len(corpus))
 
 
 def test_one_window_is_too_little(tmp_path: Path, base: Path) -> None:
