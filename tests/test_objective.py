@@ -21,9 +21,9 @@ from spanqa.checkpoint import Checkpoint, open_checkpoint
 from spanqa.squad import Example, GoldAnswer
 from spanqa.train.loop import TrainingLoop
 from spanqa.train.objective import InputFormat, QuestionAnswering, StepBatch, span_loss
-from spanqa.train.run import _arguments
 from spanqa.train.settings import TrainSettings
 from spanqa.train.targets import TrainingWindow, make_training_windows
+from spanqa.train.work import training_arguments
 from spanqa.windows import Window, WindowSettings
 
 PASSAGE = " ".join(tiny_checkpoints._WORDS[:4])
@@ -203,7 +203,7 @@ def test_the_loop_trains_another_objective(base: Checkpoint, tmp_path: Path, lay
     notes: list[str] = []
     loop = TrainingLoop(
         network,
-        _arguments(settings, tmp_path / "work"),
+        training_arguments(settings, tmp_path / "work"),
         windows,
         objective,
         measure=Accuracy(network, objective.collate(windows)),

@@ -41,7 +41,7 @@ from spanqa.evaluate.run import Score
 from spanqa.files import claimed
 from spanqa.reader import Reader
 from spanqa.squad import Example, GoldAnswer
-from spanqa.train import best, run
+from spanqa.train import best, work
 from spanqa.train.curve import Point, advice, gain_of_twice, learning_curve, plot
 from spanqa.train.labels import hold_out
 from spanqa.train.recipe import FineTuned, Questions, fine_tune, read_questions
@@ -333,7 +333,7 @@ def test_what_cannot_work_is_reported_before_training_starts(
         replace(BRIEF, batch_size=0)
     with pytest.raises(InputError, match=r"dtype is 'int8'; expected one of auto, fp32, bf16, fp16"):
         replace(BRIEF, dtype="int8")
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: _Disk(1_000_000))
+    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: _Disk(1_000_000))
     with pytest.raises(BackendError, match=r"0.0 GB free; training needs 0.1 GB"):
         train(TRAIN, DEV, base, tmp_path / "out", BRIEF)
 

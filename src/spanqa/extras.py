@@ -30,6 +30,7 @@ NEEDS: dict[str, Need] = {
     "jax": Need("Backend 'jax'", ("jax",), "jax"),
     "tensorflow": Need("Backend 'tensorflow'", ("tensorflow",), "tensorflow"),
     "train": Need("Training", ("torch", "transformers", "accelerate"), "train"),
+    "adapt": Need("Adapting to texts", ("torch", "transformers", "accelerate", "datasets", "pyarrow"), "train"),
     "parquet": Need("Reading Parquet files", ("pyarrow",), "batch"),
     "zstd": Need("Reading and writing .zst", ("pyarrow",), "batch"),
     "ray": Need("Ray", ("ray", "pyarrow", "pandas"), "ray"),

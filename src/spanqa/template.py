@@ -78,3 +78,12 @@ def read_template(tokenizer: tokenizers.Tokenizer) -> Template:
         question_type=pairs[question][1],
         passage_type=pairs[passage][1],
     )
+
+
+def read_text_template(tokenizer: tokenizers.Tokenizer) -> Template:
+    """Read the template of a text without a question off an encoded one-letter text: `before` passage `after`."""
+    text = tokenizer.encode("a")
+    pairs = list(zip(text.ids, text.type_ids, strict=True))
+    first = text.sequence_ids.index(0)
+    kind = pairs[first][1]
+    return Template(tuple(pairs[:first]), (), tuple(pairs[first + text.sequence_ids.count(0) :]), kind, kind)

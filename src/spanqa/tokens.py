@@ -8,6 +8,7 @@ It does not cut windows (`spanqa.windows`) and holds no vocabulary logic of its 
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from spanqa.errors import InputError
 from spanqa.graphemes import widen
-from spanqa.template import Template
+from spanqa.template import Template, read_text_template
 from spanqa.tokenizer_setup import refusing_damage, set_up, unwritable
 
 CACHED_BYTES = 64 << 20
@@ -205,6 +206,27 @@ class Tokenizer:
         found: str | None = self._tokenizer.id_to_token(number)
         return (found or "").removeprefix(unwritable(""))
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id of the token that stands for what the vocabulary has no token for; None where there is none."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        name, number = model.get("unk_token"), model.get("unk_id")
+        return number if name is None else self.id_of(name)
+
+    @cached_property
+    def ordinary_ids(self) -> NDArray[np.int32]:
+        """The ids of the tokens that texts are made of, int32, in order: all but special, added and unknown ones."""
+        added: set[int | None] = set(self._tokenizer.get_added_tokens_decoder())
+        added |= {self.unknown_id, *chain.from_iterable(map(np.ndarray.tolist, self.template.special_ids))}
+        words = self._tokenizer.get_vocab(with_added_tokens=False).items()
+        found = [number for word, number in words if number not in added and not word.startswith(unwritable(""))]
+        return np.array(sorted(found), np.int32)
+
+    @cached_property
+    def text_template(self) -> Template:
+        """The template of a text without a question: the text is the passage, and the question has no tokens."""
+        return read_text_template(self._tokenizer)
+
     def fits(self, ids: int) -> bool:
         """Whether all ids are below a number, which is usually the size of the vocabulary."""
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -234,8 +256,10 @@ class Tokenizer:
         with refusing_damage(_CANNOT_ENCODE):
             return Tokens.from_encoding(text, self._tokenizer.encode(text, add_special_tokens=False))
 
-    def encode_many(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of several texts, as `encode` does, in one call of the library that finds the ids alone.
+    def encode_many(self, texts: Sequence[str], *, offsets: bool = False) -> list[Tokens]:
+        """Return the tokens of several texts, as `encode` does, in one call of the library.
+
+        It finds the ids alone, and with `offsets`, which takes longer, offsets and words too.
 
         Raises:
             InputError, CheckpointError: as `encode`, for the first text that cannot be encoded.
@@ -245,6 +269,9 @@ class Tokenizer:
         for text in texts:
             _check_unicode(text)
         with refusing_damage(_CANNOT_ENCODE):
+            if offsets:
+                encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+                return [Tokens.from_encoding(text, each) for text, each in zip(texts, encodings, strict=True)]
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [Tokens.from_ids(text, encoding.ids, self) for text, encoding in zip(texts, encodings, strict=True)]
 

@@ -261,6 +261,63 @@ def build_network(
     files, where = checkpoint.weights, repr(str(checkpoint.path))
     if checkpoint.model_type in FAMILIES and not new_head:
         weights.verify(files, checkpoint.encoder, where)
+    network, missing, misshapen = _built("question answering", checkpoint, dtype, changes)
+    lacking = [name for name in missing if not (new_head and name.startswith("qa_outputs."))] + misshapen
+    if lacking:
+        raise CheckpointError(
+            f"{where} lacks {len(lacking)} parameters or has them in another shape: {weights.some(lacking)}. "
+            + (
+                "Check that it is an encoder and was saved completely."
+                if new_head
+                else "Check that the checkpoint has a question-answering head and was saved completely."
+            )
+        )
+    return network, not missing
+
+
+def build_masked_lm(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Any, bool]:
+    """Return transformers' masked language model with the checkpoint's weights, and whether they include the head.
+
+    A missing head is new, and its last layer is tied to the token embeddings.
+
+    Raises:
+        CheckpointError: parameters of the encoder are missing or of another shape, or any are NaN or infinity.
+        UnsupportedModelError: transformers has no masked language model for this architecture.
+    """
+    where = repr(str(checkpoint.path))
+    network, missing, misshapen = _built("masked language modelling", checkpoint, dtype, {})
+    lacking = [name for name in missing if name.startswith(f"{network.base_model_prefix}.")] + misshapen
+    if lacking:
+        raise CheckpointError(
+            f"{where} lacks {len(lacking)} parameters or has them in another shape: {weights.some(lacking)}. Check that it is an "
+            "encoder and was saved completely."
+        )
+    if missing and not network.config.tie_word_embeddings:
+        network, _, _ = _built("masked language modelling", checkpoint, dtype, {"tie_word_embeddings": True})
+    return network, not missing
+
+
+def question_answering_head(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the parameters of the head that answers questions, in float32; {} where there is none."""
+    names = weights.modern_names(checkpoint.weights)
+    return {
+        modern: _tensor(checkpoint.weights.read(name)).float()
+        for modern, name in names.items()
+        if modern.startswith("qa_outputs.")
+    }
+
+
+_KINDS = {
+    "question answering": transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    "masked language modelling": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+}
+
+
+def _built(
+    task: str, checkpoint: Checkpoint, dtype: torch.dtype, changes: dict[str, Any]
+) -> tuple[Any, list[str], list[str]]:
+    """Return transformers' model for a task, and the names of its parameters that the checkpoint lacks or has in another shape."""
+    files, where = checkpoint.weights, repr(str(checkpoint.path))
     state = {modern: _tensor(files.read(name)) for modern, name in weights.modern_names(files).items()}
     bars = transformers.utils.logging.is_progress_bar_enabled()
     verbosity = transformers.logging.get_verbosity()
@@ -268,7 +325,7 @@ def build_network(
     transformers.logging.set_verbosity_error()  # missing and unexpected names, which it would report, are checked here
     try:
         config = transformers.CONFIG_MAPPING[checkpoint.model_type].from_dict({**checkpoint.config, **changes})
-        kind = transformers.MODEL_FOR_QUESTION_ANSWERING_MAPPING[type(config)]
+        kind = _KINDS[task][type(config)]
         _check_size(kind, config, files, where)
         network, report = kind.from_pretrained(
             None,
@@ -282,26 +339,14 @@ def build_network(
         raise
     except Exception as error:  # transformers can fail in many ways on a config that it does not know
         raise UnsupportedModelError(
-            f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for question answering: "
+            f"transformers {transformers.__version__} cannot load {where} ({checkpoint.model_type!r}) for {task}: "
             f"{_one_line(error)}. Check config.json, or update transformers."
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.utils.logging.enable_progress_bar()
-    missing = sorted(map(str, report["missing_keys"]))
-    lacking = [name for name in missing if not (new_head and name.startswith("qa_outputs."))]
-    lacking += sorted(map(str, report["mismatched_keys"]))
-    if lacking:
-        raise CheckpointError(
-            f"{where} lacks {len(lacking)} parameters or has them in another shape: {weights.some(lacking)}. "
-            + (
-                "Check that it is an encoder and was saved completely."
-                if new_head
-                else "Check that the checkpoint has a question-answering head and was saved completely."
-            )
-        )
-    return network, not missing
+    return network, sorted(map(str, report["missing_keys"])), sorted(map(str, report["mismatched_keys"]))
 
 
 def _check_size(kind: Any, config: Any, files: weights.WeightFiles, where: str) -> None:

@@ -2,6 +2,7 @@
 
 import typer
 
+from spanqa.cli.adapt import adapt
 from spanqa.cli.ask import ask
 from spanqa.cli.batch import batch
 from spanqa.cli.check import check
@@ -25,7 +26,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ask, batch, explain, evaluate, diagnose, train, tune, check, quantize, serve, deploy, sign, verify, info):
+for verb in (
+    ask,
+    batch,
+    explain,
+    evaluate,
+    diagnose,
+    train,
+    adapt,
+    tune,
+    check,
+    quantize,
+    serve,
+    deploy,
+    sign,
+    verify,
+    info,
+):
     app.command()(verb)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled questions to a better model.
+"""Training: labelled questions, or plain text, to a better model.
 
 recipe.py     the whole recipe: files of labelled questions -> a tuned model, or a learning curve
 labels.py     labelled questions -> examples whose answers are in their passages, and a report
@@ -10,5 +10,10 @@ loop.py       transformers' Trainer with an objective, and checkpoints that surv
 best.py       the best model so far
 run.py        one training run
 curve.py      F1 by number of labels
-card.py       the model card
+adapt.py      plain text and an encoder -> an encoder that knows the domain
+corpus.py     plain text -> windows on disk
+masking.py    which tokens are a word, and which words are hidden
+masked_lm.py  windows with hidden words -> batches and their loss
+work.py       what both kinds of run share: their folder, from start to delivery
+card.py       the model cards
 """

@@ -4,7 +4,6 @@ WORK/best-N/       the best model so far, a whole checkpoint folder; N is its st
 WORK/best.json     its step, F1 and threshold
 """
 
-import copy
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ from spanqa.evaluate.run import score
 from spanqa.files import write_json
 from spanqa.reader import Reader
 from spanqa.squad import Example
-from spanqa.tokenizer_files import TOKENIZER_FILES
-from spanqa.train.settings import DROPOUTS
+from spanqa.train.work import write_model
 from spanqa.windows import WindowSettings
 
 
@@ -60,19 +58,7 @@ class BestModel:
         return found.f1
 
     def _write(self, folder: Path) -> None:
-        network = copy.deepcopy(self.network)
-        if self.half_weights:
-            network = network.half()
-        network.config._attn_implementation = None
-        for name in DROPOUTS:
-            if name in self.base.config:
-                setattr(
-                    network.config, name, self.base.config[name]
-                )  # dropout is a choice of this run, not of the model
-        network.save_pretrained(folder)
-        for name in TOKENIZER_FILES:
-            if (self.base.path / name).exists():
-                shutil.copyfile(self.base.path / name, folder / name)
+        write_model(self.network, self.base, folder, half=self.half_weights)
         self._write_settings(folder)
 
     def _write_settings(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned model: what it was made from, how, and how good it is."""
+"""Model cards: what a model was made from, how, and how good it is."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +7,7 @@ from spanqa.train.settings import TrainSettings
 from spanqa.windows import WindowSettings
 
 if TYPE_CHECKING:
+    from spanqa.train.adapt import Adapted
     from spanqa.train.run import Trained
 
 
@@ -53,6 +54,39 @@ somewhat lower F1 on others.
 Data:
 
 {files or "- not from files"}
+
+Command:
+
+    {notes["command"]}
+"""
+
+
+def adapted_card(name: str, done: "Adapted") -> str:
+    """Return README.md of an encoder that was adapted to plain text."""
+    notes = done.training
+    settings, texts = notes["settings"], notes["texts"]
+    before = "" if done.before is None else f" ({done.before.words:.1f} % before)"
+    return f"""---
+library_name: spanqa
+pipeline_tag: fill-mask
+base_model: {notes["base"]}
+---
+
+# {name}
+
+{notes["base"]} (sha256 {notes["base_sha256"][:12]}), adapted to plain text by masked language modelling with spanqa {__version__}. It is a
+base to fine-tune:
+
+    spanqa train questions.csv --model {name} --out my-model
+
+| | |
+|---|---|
+| texts, windows, tokens | {texts["texts"]:,}, {texts["windows"]:,}, {texts["tokens"]:,} (sha256 {texts["sha256"][:12]}) |
+| masking | {"whole words" if settings["masking"] == "word" else "single tokens"} |
+| hidden words of held-out texts that it predicts | {done.after.words:.1f} %{before} |
+| window length | {settings["max_seq_length"]} tokens |
+| steps | {notes["steps"]:,} |
+| learning rate, windows per step, dtype, seed | {settings["learning_rate"]:g}, {settings["batch_size"] * settings["accumulation"]}, {settings["dtype"]}, {settings["seed"]} |
 
 Command:
 

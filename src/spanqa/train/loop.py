@@ -85,6 +85,9 @@ class TrainingLoop(Trainer):  # type: ignore[misc]
         """Return 0: the Trainer would count operations from a flat batch, and nothing here reads the count."""
         return 0
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Say nothing: a parameter that is stored once under two names is no missing one."""
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(Path(self.args.output_dir) / "writing") if self._writing else str(self.args.output_dir)
 

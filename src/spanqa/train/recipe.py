@@ -204,7 +204,8 @@ def fine_tune(
         taught_by = Teacher(teacher, teacher_revision, questions.unlabelled, notify, teacher_progress)
     else:
         _check_needs_no_teacher(questions, changes)
-    from spanqa.train.run import is_first_process, train
+    from spanqa.train.run import train
+    from spanqa.train.work import is_first_process
 
     notes = _notes(questions, model, plan.base, taught_by)
     count = len(questions.train) + len(questions.unlabelled)
