@@ -17,7 +17,7 @@ from pathlib import Path
 from spanqa import __version__
 from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
-from spanqa.errors import DeploymentError, InputError
+from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputError
 from spanqa.files import new_folder, read_object, write_json
 from spanqa.signing import SIGNATURE, SIGSTORE
 
@@ -83,7 +83,12 @@ def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
         if isinstance(error, DeploymentError):
             raise
         raise DeploymentError(f"{str(folder / RECORD)!r} is not as it was written. Make the folder again.") from None
-    return lines + TARGETS[record["target"]].verify(folder)
+    try:
+        return lines + TARGETS[record["target"]].verify(folder)
+    except (CheckpointError, DatasetError) as error:
+        raise DeploymentError(str(error)) from None
+    except OSError as error:
+        raise DeploymentError(f"{str(error.filename)!r} cannot be read: {error.strerror}.") from None
 
 
 def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[str]:

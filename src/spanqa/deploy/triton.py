@@ -75,11 +75,10 @@ def _write_graph(folder: Path, checkpoint: Checkpoint, name: str, kind: str) -> 
 def verify(folder: Path) -> list[str]:
     """Check the files."""
     lines = []
-    for model in sorted((folder / REPOSITORY).iterdir()):
-        for version in sorted(each for each in model.iterdir() if each.name.isdecimal()):
-            if (version / onnx.MODEL).exists():
-                lines += onnx.check_model(version)
-            _check_program(version / "model.py")
+    for version in sorted(each for each in (folder / REPOSITORY).glob("*/*/") if each.name.isdecimal()):
+        if (version / onnx.MODEL).exists():
+            lines += onnx.check_model(version)
+        _check_program(version / "model.py")
     configurations = sorted((folder / REPOSITORY).glob("**/*.pbtxt"))
     if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
         return [*lines, "not checked: config.pbtxt, because tritonclient is missing: pip install 'tritonclient[grpc]'"]
