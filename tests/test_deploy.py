@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("jinja2")
 pytest.importorskip("packaging")
@@ -21,7 +22,7 @@ from spanqa.deploy.folder import RECORD, verify_folder, write_folder
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.deploy.targets import TARGETS
 from spanqa.deploy.wheel import pinned, write_wheel
-from spanqa.errors import DeploymentError, InputError, SignatureError
+from spanqa.errors import CheckpointError, DeploymentError, InputError, SignatureError
 from spanqa.extras import installed
 from spanqa.reader import Reader
 
@@ -120,6 +121,14 @@ def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_without_a_head_is_refused(tmp_path: Path, plain: Target, tiny_copy: Callable[..., Path]) -> None:
+    model = tiny_copy("bert")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if "qa_outputs" not in name}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no question-answering head"):
+        write_folder(plain, str(model), tmp_path / "out", DeploySettings())
+
+
 def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
     for name in ("a", "A-b", "a--b", "1ab", "ab-", "a" * 33, "a_b"):
         with pytest.raises(
@@ -130,6 +139,20 @@ def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
         DeploySettings(min_replicas=4)
     with pytest.raises(InputError, match="max_replicas is 0"):
         DeploySettings(min_replicas=0, max_replicas=0)
+    with pytest.raises(InputError, match=r"max_replicas is 1099511627776; expected .* in 32 bits"):
+        DeploySettings(max_replicas=2**40)
+    for image in (
+        "a b",
+        "qa:1\nfoo: bar",
+        "https://registry.example.org/qa",
+        "registry.example.org/QA",
+        "qa:",
+        "qa@sha256:",
+    ):
+        with pytest.raises(InputError, match=r"^image is .*; expected the name of an image"):
+            DeploySettings(image=image)
+    for image in ("qa", "localhost:5000/a/b__c.d:v1.0-x", "Registry.example.org/qa:1@sha256:00ff"):
+        assert DeploySettings(image=image).image == image
     with pytest.raises(InputError, match="from_pypi is 'newest'; expected a version"):
         DeploySettings(from_pypi="newest")
     with pytest.raises(InputError, match="plain does not scale to zero here; min_replicas is 0"):

@@ -343,6 +343,8 @@ def test_the_name_of_an_image(image: str, fields: dict[str, str], tiny: Callable
         fields.get("newTag", "").startswith("FILL-IN")
     )
     assert yaml.safe_load((out / "inferenceservice.yaml").read_text())["metadata"]["name"] == "off"
+    built = re.findall(r"docker buildx .* -t (\S+)", (out / "README.md").read_text())  # which can have no digest yet
+    assert built == [image.partition("@")[0] or "FILL-IN/off:1"]
 
 
 def test_the_image_is_made_of_what_is_in_the_folder(copy: Callable[..., Path]) -> None:

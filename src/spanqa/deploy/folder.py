@@ -18,8 +18,10 @@ from spanqa import __version__
 from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputError
+from spanqa.families import FAMILIES
 from spanqa.files import new_folder, read_object, write_json
 from spanqa.signing import SIGNATURE, SIGSTORE
+from spanqa.weights import verify as match_weights
 
 RECORD = "deployment.json"
 FORMAT = "spanqa-deployment/1"
@@ -46,6 +48,8 @@ def write_folder(
     if settings.min_replicas == 0 and not target.scales_to_zero:
         raise InputError(f"{target.name} does not scale to zero here; min_replicas is 0. Give at least 1.")
     with opened_checkpoint(model, revision, verify_keys) as checkpoint, new_folder(out) as folder:
+        if checkpoint.model_type in FAMILIES:
+            match_weights(checkpoint.weights, checkpoint.encoder, repr(str(checkpoint.path)))
         keys = _copy_keys(verify_keys, folder) if target.carries else ()
         name = settings.name or label(Path(model).name)
         deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)

@@ -11,6 +11,7 @@ from spanqa.errors import InputError
 from spanqa.families import FAMILIES
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|-(?!-)){1,30}[a-z0-9]")
+_IMAGE = re.compile(r"([A-Za-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:\w[\w.-]*)?(@sha256:[0-9a-f]+)?", re.ASCII)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -34,10 +35,14 @@ class DeploySettings:
             raise InputError(
                 f"name is {self.name!r}; expected 3 to 32 lower-case letters, digits and single dashes, a letter first."
             )
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+        if not 0 <= self.min_replicas <= self.max_replicas < 2**31 or self.max_replicas < 1:
             raise InputError(
                 f"min_replicas is {self.min_replicas} and max_replicas is {self.max_replicas}; expected 0 <= min <= max, "
-                "and at least 1 for max."
+                "and at least 1 for max, in 32 bits."
+            )
+        if self.image and not _IMAGE.fullmatch(self.image):
+            raise InputError(
+                f"image is {self.image!r}; expected the name of an image, its path in lower case, such as registry.example.org/qa:1."
             )
         if self.from_pypi is not None and not re.fullmatch(r"\d+(\.\d+)*([a-z]+\d+)?", self.from_pypi):
             raise InputError(f"from_pypi is {self.from_pypi!r}; expected a version, such as 1.0.")

@@ -45,7 +45,7 @@ def emit(folder: Path, deployment: Deployment) -> None:
     extras = [*(["torch"] if deployment.needs_torch else []), *(["sign"] if deployment.keys else [])]
     packages = [*pinned(extras, without=("numpy",)), *([f"spanqa=={settings.from_pypi}"] if settings.from_pypi else [])]
     (folder / "requirements.txt").write_text("\n".join(packages) + "\n", "utf-8")
-    image = settings.image or f"{name}-triton:1"
+    image = settings.image.partition("@")[0] or f"{name}-triton:1"  # it is built, and has no digest yet
     for file in ("README.md", "Dockerfile", "example-load.json"):
         (folder / file).write_text(render(f"triton/{file}", name=name, image=image, gpu=gpu), "utf-8")
 
