@@ -57,9 +57,12 @@ def write_folder(
             (folder / target.model).mkdir(parents=True, exist_ok=True)
             copy_model(checkpoint, folder / target.model)
         fixed = list(_hashes(folder))
-        target.emit(folder, deployment)
-        _write_record(folder, target, model, deployment, fixed)
-        return verify_folder(folder, target) if verify else []
+        try:
+            target.emit(folder, deployment)
+            _write_record(folder, target, model, deployment, fixed)
+            return verify_folder(folder, target) if verify else []
+        except (DatasetError, DeploymentError) as error:  # of a folder that has its name only when it is complete
+            raise type(error)(str(error).replace(str(folder), str(out))) from None
 
 
 def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
@@ -87,12 +90,18 @@ def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
         if isinstance(error, DeploymentError):
             raise
         raise DeploymentError(f"{str(folder / RECORD)!r} is not as it was written. Make the folder again.") from None
+    except OSError as error:
+        raise _unreadable(folder, error) from None
     try:
         return lines + TARGETS[record["target"]].verify(folder)
-    except (CheckpointError, DatasetError) as error:
-        raise DeploymentError(str(error)) from None
     except OSError as error:
-        raise DeploymentError(f"{str(error.filename)!r} cannot be read: {error.strerror}.") from None
+        raise _unreadable(folder, error) from None
+    except (DatasetError, CheckpointError) as error:
+        raise DeploymentError(str(error)) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> DeploymentError:
+    return DeploymentError(f"{str(error.filename or folder)!r} cannot be read: {error.strerror or error}.")
 
 
 def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[str]:
