@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("jinja2")
 pytest.importorskip("packaging")
@@ -21,7 +22,7 @@ from spanqa.deploy.folder import RECORD, verify_folder, write_folder
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.deploy.targets import TARGETS
 from spanqa.deploy.wheel import pinned, write_wheel
-from spanqa.errors import DeploymentError, InputError, SignatureError
+from spanqa.errors import CheckpointError, DeploymentError, InputError, SignatureError
 from spanqa.extras import installed
 from spanqa.reader import Reader
 
@@ -110,6 +111,16 @@ def test_folders_that_are_none_of_ours(tmp_path: Path, plain: Target) -> None:
         verify_folder(out, other)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(folder: Path) -> list[str]:
+        return [(folder / "model").read_text()]
+
+    monkeypatch.setitem(TARGETS, "plain", Target("plain", "", emit, unreadable))
+    write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings())
+    with pytest.raises(DeploymentError, match=r"out/model' cannot be read: Is a directory\."):
+        verify_folder(tmp_path / "out")
+
+
 def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> list[str]:
         raise DeploymentError("no")
@@ -118,6 +129,14 @@ def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypa
     with pytest.raises(DeploymentError, match=r"^no$"):
         write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings(), verify=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_head_is_refused(tmp_path: Path, plain: Target, tiny_copy: Callable[..., Path]) -> None:
+    model = tiny_copy("bert")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if "qa_outputs" not in name}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no question-answering head"):
+        write_folder(plain, str(model), tmp_path / "out", DeploySettings())
 
 
 def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
@@ -130,6 +149,15 @@ def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
         DeploySettings(min_replicas=4)
     with pytest.raises(InputError, match="max_replicas is 0"):
         DeploySettings(min_replicas=0, max_replicas=0)
+    for image in ("qa 1", "Registry/QA:1", "qa:1\n", "a/b:", '"'):
+        with pytest.raises(InputError, match="expected the name of an image"):
+            DeploySettings(image=image)
+    for image in ("qa", "Registry.example.org:5000/a/b_c:V1.0", f"qa@sha256:{'0' * 64}"):
+        DeploySettings(image=image)
+    with pytest.raises(InputError, match="region is 'west\"'; expected letters, digits and dashes"):
+        DeploySettings(region='west"')
+    with pytest.raises(InputError, match=r"max_replicas is 1001; expected .* 1 to 1000 for max"):
+        DeploySettings(max_replicas=1001)
     with pytest.raises(InputError, match="from_pypi is 'newest'; expected a version"):
         DeploySettings(from_pypi="newest")
     with pytest.raises(InputError, match="plain does not scale to zero here; min_replicas is 0"):
@@ -217,5 +245,7 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
     assert said["made"] is True and said["checked"]
     done = command("deploy", target, "--out", str(tmp_path / "out"), "--verify")
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"{tmp_path / 'out'}: passes"
+    done = command("deploy", target, "--out", str(tmp_path / "out"), "--verify", "--name", "tide")
+    assert done.returncode == 1 and "exists, so it is only checked" in done.stderr
     done = command("deploy", target, "--out", str(tmp_path / "out"))
     assert done.returncode == 1 and "already exists" in done.stderr

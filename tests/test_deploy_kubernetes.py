@@ -208,6 +208,30 @@ BROKEN = [
     ("overlays/keda/scaledobject.yaml", '    name: "pier"', '    name: "quay"', r"ScaledObject pier scales 'quay'"),
     ("overlays/cpu/kustomization.yaml", "- hpa.yaml", "- hpb.yaml", r"cpu/kustomization.yaml lists 'hpb\.yaml', which"),
     ("overlays/cpu/kustomization.yaml", "kind: Kustomization", "kind: Customization", r"expected one Kustomization or"),
+    (
+        "overlays/cpu/kustomization.yaml",
+        "- hpa.yaml",
+        "- 5",
+        r"resources is \['\.\./\.\./base', 5\]\. Expected a list of n",
+    ),
+    ("overlays/cpu/kustomization.yaml", "- hpa.yaml", "- .", r"cpu/kustomization\.yaml builds on itself"),
+    ("base/service.yaml", "spec:", "kind: Service\nspec:", r"'service\.yaml' is not YAML that .*'kind' is there twice"),
+    ("base/service.yaml", "kind: Service", "kind: &a [*a]", r"'service\.yaml' is not YAML that .*Circular"),
+    (
+        "base/service.yaml",
+        "    - name: http\n      port: 80\n      targetPort: http\n",
+        "    -\n",
+        r"of a list has no value",
+    ),
+    ("base/service.yaml", "apiVersion: v1", "apiVersion: 1", r"without apiVersion and kind"),
+    ("base/service.yaml", '  name: "pier"', "  name: 5", r"base/service\.yaml: Service has no metadata\.name"),
+    (
+        "base/service.yaml",
+        "  ports:\n    - name: http\n      port: 80\n      targetPort: http\n",
+        "",
+        r"missing, .*: 'ports'",
+    ),
+    ("Dockerfile", ".whl#", ".while.whl#", r"Dockerfile expects another spanqa-"),
 ]
 
 
@@ -216,6 +240,14 @@ BROKEN = [
 def test_what_does_not_agree_is_an_error(copy: Callable[..., Path], file: str, old: str, new: str, match: str) -> None:
     folder = copy("kubernetes")
     edit(folder / file, old, new)
+    with pytest.raises(DeploymentError, match=match):
+        verify_folder(folder)
+
+
+@pytest.mark.parametrize(("content", "match"), [(b"", "holds nothing"), (b"a\0b", "is a binary file")])
+def test_a_manifest_that_was_emptied_or_overwritten(copy: Callable[..., Path], content: bytes, match: str) -> None:
+    folder = copy("kserve")
+    (folder / "inferenceservice.yaml").write_bytes(content)
     with pytest.raises(DeploymentError, match=match):
         verify_folder(folder)
 
@@ -281,6 +313,7 @@ def test_the_overlays(copy: Callable[..., Path]) -> None:
         ("kind: InferenceService", "kind: Inferenceservice", "holds 0 InferenceServices. Expected one"),
         ("  annotations:", "  anotations:", r"'anotations' was unexpected"),
         ("averageValue: ", "avgValue: ", r"avgValue"),
+        (f'image: "{IMAGE}"', "imagePullPolicy: Always", r"the kserve-container has no image"),
         ("Seconds: 50", "Seconds: 30", r"terminationGracePeriodSeconds is 30"),
     ],
 )
@@ -295,7 +328,7 @@ def test_what_kserve_would_not_take_is_an_error(copy: Callable[..., Path], old: 
     ("image", "fields"),
     [
         ("registry.example.org:5000/qa:1", {"newName": "registry.example.org:5000/qa", "newTag": "1"}),
-        ("qa@sha256:0123", {"newName": "qa", "digest": "sha256:0123"}),
+        ("qa@sha256:" + "01" * 32, {"newName": "qa", "digest": "sha256:" + "01" * 32}),
         ("registry.example.org:5000/qa", {"newName": "registry.example.org:5000/qa", "newTag": "FILL-IN: tag"}),
         ("", {"newName": "FILL-IN: registry and name", "newTag": "FILL-IN: tag"}),
     ],
@@ -310,6 +343,8 @@ def test_the_name_of_an_image(image: str, fields: dict[str, str], tiny: Callable
         fields.get("newTag", "").startswith("FILL-IN")
     )
     assert yaml.safe_load((out / "inferenceservice.yaml").read_text())["metadata"]["name"] == "off"
+    built = re.findall(r"docker buildx .* -t (\S+)", (out / "README.md").read_text())  # which can have no digest yet
+    assert built == [image.partition("@")[0] or "FILL-IN/off:1"]
 
 
 def test_the_image_is_made_of_what_is_in_the_folder(copy: Callable[..., Path]) -> None:
@@ -322,7 +357,9 @@ def test_the_image_is_made_of_what_is_in_the_folder(copy: Callable[..., Path]) -
     ignored = (folder / ".dockerignore").read_text().split("\n")
     assert ignored[1] == "*" and "!model" in ignored
     wheel.write_bytes(wheel.read_bytes() + b" ")
-    with pytest.raises(DeploymentError, match=r"Dockerfile expects another spanqa-.*\.whl: its SHA-256 is not"):
+    with pytest.raises(
+        DeploymentError, match=r"Dockerfile expects another spanqa-.*\.whl: there is none whose SHA-256 is"
+    ):
         verify_container(folder)
     wheel.unlink()
     with pytest.raises(DeploymentError, match=r"Dockerfile copies 'spanqa-.*\.whl', which the folder lacks"):

@@ -121,9 +121,9 @@ def verify_container(folder: Path) -> list[str]:
                         f"{path.name} copies {source!r}, which the folder lacks. Make the folder again."
                     )
         for wheel, digest in re.findall(r"/(spanqa-[^/]+\.whl)#sha256=(\w+)", text):
-            if _sha256(folder / wheel) != digest:
+            if not (folder / wheel).is_file() or _sha256(folder / wheel) != digest:
                 raise DeploymentError(
-                    f"{path.name} expects another {wheel}: its SHA-256 is not {digest}. Make the folder again."
+                    f"{path.name} expects another {wheel}: there is none whose SHA-256 is {digest}. Make the folder again."
                 )
         lines.append(f"{path.name}: what it copies is there, and the wheel is the one that it expects")
     for path in sorted(folder.glob("requirements*.txt")):

@@ -52,7 +52,9 @@ def verify(folder: Path) -> list[str]:
         )
     check_pod(predictor, _FILE)
     lines.append("names, ports and times agree")
-    image = predictor["containers"][names.index("kserve-container")]["image"]
+    image = predictor["containers"][names.index("kserve-container")].get("image", "")
+    if not image:
+        raise DeploymentError(f"{_FILE}: the kserve-container has no image. Name the one that you pushed.")
     if FILL_IN in image_fields(image).get("newTag", "") and FILL_IN not in image:
         lines.append(f"still to fill in: the tag of the image {image}")
     return lines + [f"still to fill in: {place}" for each in found for place in to_fill_in(each)]

@@ -60,6 +60,7 @@ _FIELDS = frozenset(
     ]
 )
 """Of a kustomization; kustomize refuses others, too."""
+_LISTS = {"resources": (str, "names"), "components": (str, "names"), "patches": (dict, "patches")}
 
 
 def emit(folder: Path, deployment: Deployment) -> None:
@@ -133,7 +134,10 @@ def verify(folder: Path) -> list[str]:
     else:
         lines.append("not checked: the patches of the overlays, because neither kubectl nor kustomize is installed")
     for where, manifests in (whole or sets).items():
-        _check_together(where, manifests)
+        try:
+            _check_together(where, manifests)
+        except (AttributeError, KeyError, TypeError) as error:  # the schemas let optional fields be missing
+            raise DeploymentError(f"{where}: something is missing, or of another type: {error}.") from None
     lines.append("names, labels, ports and times agree")
     lines += [f"still to fill in: {each}" for each in sorted(missing)]
     return lines
@@ -147,9 +151,12 @@ def _read_kustomization(path: Path) -> Manifest:
     unknown = sorted(found[0].keys() - _FIELDS)
     if unknown:
         raise DeploymentError(f"{where}: kustomize knows no field {', '.join(unknown)}.")
-    found[0].setdefault("resources", [])
-    listed = [*found[0]["resources"], *found[0].get("components", ())]
-    listed += [patch["path"] for patch in found[0].get("patches", ()) if "path" in patch]
+    for field, (kind, what) in _LISTS.items():
+        value = found[0].setdefault(field, [])
+        if not isinstance(value, list) or not all(isinstance(each, kind) for each in value):
+            raise DeploymentError(f"{where}: {field} is {value!r}. Expected a list of {what}.")
+    listed = [*found[0]["resources"], *found[0]["components"]]
+    listed += [str(patch["path"]) for patch in found[0]["patches"] if "path" in patch]
     for each in listed:
         if not (path.parent / each).exists():
             raise DeploymentError(f"{where} lists {each!r}, which is not there.")
@@ -160,11 +167,13 @@ def _files(folder: Path, resources: Iterable[str]) -> list[Path]:
     return [folder / each for each in resources if (folder / each).is_file()]
 
 
-def _resources(folder: Path) -> Iterator[Manifest]:
+def _resources(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Manifest]:
     """Yield the manifests of a kustomization and of those that it builds on, without its patches."""
+    if folder.resolve() in above:
+        raise DeploymentError(f"{folder.name}/{_KUSTOMIZATION} builds on itself. Remove that from its resources.")
     for each in _read_kustomization(folder / _KUSTOMIZATION)["resources"]:
         path = folder / each
-        yield from read_manifests(path) if path.is_file() else _resources(path)
+        yield from read_manifests(path) if path.is_file() else _resources(path, above | {folder.resolve()})
 
 
 def _build(folder: Path) -> list[Manifest] | None:

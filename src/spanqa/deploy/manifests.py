@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from spanqa.errors import DeploymentError
+from spanqa.errors import DatasetError, DeploymentError
 from spanqa.extras import require
 from spanqa.files import read_text
 
@@ -29,29 +29,70 @@ Manifest = dict[str, Any]
 
 
 def read_manifests(path: Path) -> list[Manifest]:
-    """Return the manifests in a YAML file.
+    """Return the manifests in a YAML file. Their apiVersion and kind are texts.
 
     Raises:
-        DeploymentError: it is not YAML, or holds something else.
+        DatasetError: it cannot be read, or is not UTF-8.
+        DeploymentError: it is not YAML, or holds nothing, or something else.
     """
     import yaml
 
     try:
         found = read_yaml(read_text(path))
-    except yaml.YAMLError as error:
-        raise DeploymentError(f"{path.name!r} is not YAML: {' '.join(str(error).split())}") from None
+    except DatasetError:
+        raise
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise DeploymentError(
+            f"{path.name!r} is not YAML that Kubernetes takes: {' '.join(str(error).split())}"
+        ) from None
+    if not found:
+        raise DeploymentError(f"{path.name!r} holds nothing. Expected a manifest.")
     for each in found:
-        if not isinstance(each, dict) or not {"apiVersion", "kind"} <= each.keys():
+        if not isinstance(each, dict) or not all(isinstance(each.get(field), str) for field in ("apiVersion", "kind")):
             raise DeploymentError(f"{path.name!r} holds something without apiVersion and kind. Expected a manifest.")
     return found
 
 
 def read_yaml(text: str) -> list[Any]:
-    """Return the documents in a text, without empty ones; with libyaml, if it is there."""
+    """Return the documents in a text, without empty ones, as what JSON has: that is all that Kubernetes takes.
+
+    A field without a value is left out, since to Kubernetes it is one that is not there.
+
+    Raises:
+        YAMLError: it is not YAML, or has a key twice.
+        TypeError, ValueError: a key is no text, something contains itself, or an element of a list has no value.
+    """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [each for each in yaml.load_all(text, loader) if each is not None]
+    found = [each for each in yaml.load_all(text, _loader()) if each is not None]
+    return [_with_values(each) for each in json.loads(json.dumps(found, default=str))]
+
+
+def _with_values(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_values(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list):
+        if None in value:
+            raise ValueError("an element of a list has no value.")
+        return [_with_values(each) for each in value]
+    return value
+
+
+@cache
+def _loader() -> Any:
+    """Return a loader to which a key that is there twice is an error, as it is to Kubernetes; with libyaml, if it is there."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set()
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def check_schemas(manifests: Iterable[tuple[str, Manifest]]) -> list[str]:
@@ -65,6 +106,9 @@ def check_schemas(manifests: Iterable[tuple[str, Manifest]]) -> list[str]:
 
     found: dict[str, tuple[str, Manifest]] = {}
     for where, manifest in manifests:  # most are in several overlays, and are the same there
+        metadata = manifest.get("metadata")
+        if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
+            raise DeploymentError(f"{where}: {manifest['kind']} has no metadata.name. Give it the name that it had.")
         found.setdefault(json.dumps(manifest, sort_keys=True), (where, manifest))
     own, counts = [], {"Kubernetes": 0}
     lines = []

@@ -45,7 +45,7 @@ def emit(folder: Path, deployment: Deployment) -> None:
     extras = [*(["torch"] if deployment.needs_torch else []), *(["sign"] if deployment.keys else [])]
     packages = [*pinned(extras, without=("numpy",)), *([f"spanqa=={settings.from_pypi}"] if settings.from_pypi else [])]
     (folder / "requirements.txt").write_text("\n".join(packages) + "\n", "utf-8")
-    image = settings.image or f"{name}-triton:1"
+    image = settings.image.partition("@")[0] or f"{name}-triton:1"  # it is built, and has no digest yet
     for file in ("README.md", "Dockerfile", "example-load.json"):
         (folder / file).write_text(render(f"triton/{file}", name=name, image=image, gpu=gpu), "utf-8")
 
@@ -75,11 +75,10 @@ def _write_graph(folder: Path, checkpoint: Checkpoint, name: str, kind: str) -> 
 def verify(folder: Path) -> list[str]:
     """Check the files."""
     lines = []
-    for model in sorted((folder / REPOSITORY).iterdir()):
-        for version in sorted(each for each in model.iterdir() if each.name.isdecimal()):
-            if (version / onnx.MODEL).exists():
-                lines += onnx.check_model(version)
-            _check_program(version / "model.py")
+    for version in sorted(each for each in (folder / REPOSITORY).glob("*/*/") if each.name.isdecimal()):
+        if (version / onnx.MODEL).exists():
+            lines += onnx.check_model(version)
+        _check_program(version / "model.py")
     configurations = sorted((folder / REPOSITORY).glob("**/*.pbtxt"))
     if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
         return [*lines, "not checked: config.pbtxt, because tritonclient is missing: pip install 'tritonclient[grpc]'"]

@@ -14,6 +14,12 @@ here, (question, passage) = Path(__file__).parent, sys.argv[1:]
 session = onnxruntime.InferenceSession(here / "model.onnx")
 tokenizer = tokenizers.Tokenizer.from_file(str(here / "tokenizer.json"))
 tokenizer.encode_special_tokens = True  # "[SEP]" in a text is text
+cut = tokenizer.truncation  # windows that a long question leaves little room share less
+tokenizer.no_truncation()
+room = cut["max_length"] - len(tokenizer.encode(question, "").ids)
+if room < 1:
+    sys.exit(f"The question leaves no room for the passage in windows of {cut['max_length']} tokens. Shorten it.")
+tokenizer.enable_truncation(**cut | {"stride": min(cut["stride"], room // 2)})
 best = (-np.inf, 0, 0)
 for window in [first := tokenizer.encode(question, passage), *first.overflowing]:
     columns = {"input_ids": window.ids, "attention_mask": window.attention_mask, "token_type_ids": window.type_ids}
