@@ -270,6 +270,26 @@ def test_the_official_program_verifies_what_we_sign(signed: Path, keys: Path) ->
         config.verify(signed, signed / SIGNATURE)
 
 
+def test_a_signature_that_leaves_out_files_is_refused(signed: Path, keys: Path) -> None:
+    from model_signing import hashing, signing
+
+    (signed / SIGNATURE).unlink()
+    ignored = hashing.Config().set_ignored_paths(paths=[signed / "config.json"], ignore_git_paths=False)
+    config = signing.Config().use_elliptic_key_signer(private_key=keys / "own.pem", password=None)
+    config.set_hashing_config(ignored).sign(signed, signed / SIGNATURE)
+    with (
+        pytest.raises(SignatureError, match=r"leaves out config\.json, so anybody could have changed them"),
+        verified_copy(signed, [str(keys / "own.pub")]),
+    ):
+        pass
+
+
+def test_what_is_no_file_is_not_signed(signed: Path, keys: Path) -> None:
+    (signed / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="cannot be signed: Cannot use"):
+        sign(signed, Signer(keys / "own.pem"))
+
+
 def test_a_signed_model_is_not_changed(signed: Path, command: Command) -> None:
     from spanqa.evaluate.tune import check_is_own
 

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,10 @@ def sign(folder: Path, signer: Signer) -> list[str]:
         hidden = [path for path in folder.iterdir() if path.name.startswith(".")]
         hashes = hashing.Config().use_file_serialization(allow_symlinks=True)
         hashes.set_ignored_paths(paths=[*hidden, folder / SIGNATURE], ignore_git_paths=False)
-        config.set_hashing_config(hashes).sign(folder, Path(made, SIGNATURE))
+        try:
+            config.set_hashing_config(hashes).sign(folder, Path(made, SIGNATURE))
+        except (ValueError, OSError) as error:  # a FIFO, a link to nothing, a file that cannot be read
+            raise InputError(f"{str(folder)!r} cannot be signed: {error}") from None
         data = Path(made, SIGNATURE).read_bytes()
     try:
         write_bytes(folder / SIGNATURE, data)
@@ -129,6 +133,14 @@ def verified_copy(folder: Path, keys: Sequence[str], *, only: Sequence[str] | No
                     f"{str(folder / name)!r} cannot be read, so it cannot be verified: {error.strerror or error}."
                 ) from None
         _verify(copy, sealed, keys, folder)
+        covered = {
+            re.sub(r":\d+:\d+$", "", name) for name in signed_files(sealed.read_bytes())
+        }  # of a shard: FILE:FROM:TO
+        if left_out := sorted(set(_files(copy)) - covered):  # other programs can be told so
+            raise SignatureError(
+                f"The signature of {str(folder)!r} leaves out {', '.join(left_out)}, so anybody could have changed them. Remove them, or sign "
+                "all files with `spanqa sign`."
+            )
         yield copy
 
 
