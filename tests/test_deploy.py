@@ -110,6 +110,16 @@ def test_folders_that_are_none_of_ours(tmp_path: Path, plain: Target) -> None:
         verify_folder(out, other)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(folder: Path) -> list[str]:
+        return [(folder / "model").read_text()]
+
+    monkeypatch.setitem(TARGETS, "plain", Target("plain", "", emit, unreadable))
+    write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings())
+    with pytest.raises(DeploymentError, match=r"out/model' cannot be read: Is a directory\."):
+        verify_folder(tmp_path / "out")
+
+
 def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> list[str]:
         raise DeploymentError("no")
@@ -130,6 +140,15 @@ def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
         DeploySettings(min_replicas=4)
     with pytest.raises(InputError, match="max_replicas is 0"):
         DeploySettings(min_replicas=0, max_replicas=0)
+    for image in ("qa 1", "Registry/QA:1", "qa:1\n", "a/b:", '"'):
+        with pytest.raises(InputError, match="expected the name of an image"):
+            DeploySettings(image=image)
+    for image in ("qa", "Registry.example.org:5000/a/b_c:V1.0", f"qa@sha256:{'0' * 64}"):
+        DeploySettings(image=image)
+    with pytest.raises(InputError, match="region is 'west\"'; expected letters, digits and dashes"):
+        DeploySettings(region='west"')
+    with pytest.raises(InputError, match="max_replicas is 1001; expected .* 1 to 1000 for max"):
+        DeploySettings(max_replicas=1001)
     with pytest.raises(InputError, match="from_pypi is 'newest'; expected a version"):
         DeploySettings(from_pypi="newest")
     with pytest.raises(InputError, match="plain does not scale to zero here; min_replicas is 0"):
@@ -217,5 +236,7 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
     assert said["made"] is True and said["checked"]
     done = command("deploy", target, "--out", str(tmp_path / "out"), "--verify")
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"{tmp_path / 'out'}: passes"
+    done = command("deploy", target, "--out", str(tmp_path / "out"), "--verify", "--name", "tide")
+    assert done.returncode == 1 and "exists, so it is only checked" in done.stderr
     done = command("deploy", target, "--out", str(tmp_path / "out"))
     assert done.returncode == 1 and "already exists" in done.stderr

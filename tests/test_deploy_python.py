@@ -133,6 +133,7 @@ def test_one_question_gives_an_object_and_several_answers_or_questions_a_list(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
+        ([ONE], "The body is a list; expected an object with inputs"),
         ({}, "inputs is a NoneType; expected an object with question and context"),
         ({"inputs": []}, "inputs is an empty list"),
         ({"inputs": {"question": "violet?"}}, "inputs.context is a NoneType; expected a text"),
@@ -178,11 +179,13 @@ def test_the_handler_asks_for_nothing_that_the_container_has(made: dict[str, Pat
 
 def test_the_card_names_the_task_and_keeps_what_it_said(model: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(model, tmp_path / "model"))
-    (copy / "README.md").write_text("---\nlicense: mit\nlanguage: sv\n---\nEn modell.\n", "utf-8")
+    (copy / "README.md").write_text(
+        "---\npipeline_tag: fill-mask\nlicense: mit\nlanguage: no  # nb\n---\nEn modell.\n", "utf-8"
+    )
     write_folder(huggingface.TARGET, str(copy), tmp_path / "out", DeploySettings(), verify=True)
     card = (tmp_path / "out" / "repository" / "README.md").read_text("utf-8")
     assert card == (
-        "---\npipeline_tag: question-answering\nlibrary_name: spanqa\nlicense: mit\nlanguage: sv\n---\nEn modell.\n"
+        "---\nlicense: mit\nlanguage: no  # nb\npipeline_tag: question-answering\nlibrary_name: spanqa\n---\nEn modell.\n"
     )
 
 
@@ -229,8 +232,27 @@ def test_what_the_default_container_cannot_run_takes_our_own(model: Path, tmp_pa
         assert '--model", "/repository' in (tmp_path / "out" / "container" / "Dockerfile.cuda").read_text()
 
 
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (b"---\ntags: [a\n---\n", "the front matter is not YAML"),
+        (b"---\nmade: 2024-13-45\n---\n", "the front matter is not YAML"),
+        (b"---\n- a\n---\n", "the front matter is a list; expected fields"),
+        (b"---\n{license: mit}\n---\n", "a front matter that cannot be completed"),
+        (b"---\nlicense: mit\npipeline_tag: |\n  fill-mask\n---\n", "a front matter that cannot be completed"),
+        (b"caf\xe9", "out/repository/README.md' is not UTF-8"),
+    ],
+)
+def test_a_card_that_cannot_be_completed_is_an_error(model: Path, tmp_path: Path, card: bytes, message: str) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    (copy / "README.md").write_bytes(card)
+    with pytest.raises((DeploymentError, InputError), match=re.escape(message)):
+        write_folder(huggingface.TARGET, str(copy), tmp_path / "out", DeploySettings())
+
+
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.skipif(not installed("sign"), reason="needs spanqa[sign]")
-def test_a_signed_model_is_left_as_it_was_signed(model: Path, tmp_path: Path) -> None:
+def test_a_signed_model_is_left_as_it_was_signed(model: Path, tmp_path: Path, named: bool) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -241,7 +263,8 @@ def test_a_signed_model_is_left_as_it_was_signed(model: Path, tmp_path: Path) ->
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     copy = Path(shutil.copytree(model, tmp_path / "model"))
-    (copy / "README.md").write_text("---\npipeline_tag: question-answering\n---\n")
+    if named:
+        (copy / "README.md").write_text("---\npipeline_tag: question-answering\n---\n")
     sign(copy, Signer(private_key=private))
     for target in (huggingface.TARGET, azureml.TARGET):
         out = tmp_path / target.name
@@ -360,6 +383,16 @@ YAML_EDITS = [
     ("conda.yml", "channels", "channel", "conda.yml has no field 'channel'"),
     ("conda.yml", "python=3.11", "python=3.10", "conda.yml asks for python=3.10; expected python=3.11"),
     ("conda.yml", "  - python=3.11\n", "", "conda.yml asks for no Python"),
+    ("deployment.yml", "  path: model\n", "", "deployment.yml: model lacks 'path'"),
+    ("deployment.yml", "  scoring_script: score.py\n", "", "deployment.yml: code_configuration lacks 'scoring_script'"),
+    ("deployment.yml", "code: code", "code: ../codes", "deployment.yml needs '../codes/score.py', which is missing"),
+    ("deployment.yml", 'SPANQA_DEADLINE: "30"', "SPANQA_DEADLINE: soon", "SPANQA_DEADLINE is 'soon'; expected a number"),
+    ("deployment.yml", "name: blue", "name: 2024-13-45", "deployment.yml' is not YAML: month must be in 1..12"),
+    ("endpoint.yml", "$schema", "---\nname: a\n---\n$schema", "holds a dict and a dict; expected fields"),
+    ("endpoint.yml", "description", "description: \x00 #", "endpoint.yml"),
+    ("endpoint-private.yml", "name: ", "name: other-", "endpoint-private.yml: name is 'other-"),
+    ("autoscale.json", '"minimum": "1"', '"minimum": "\u00b2"', "expected 1 <= minimum <= default <= maximum"),
+    ("autoscale.json", '"operator": "LessThan",', "", "metricTrigger lacks 'operator'"),
     ("autoscale.json", '"cooldown"', '"cooldwn"', "scaleAction has no field 'cooldwn'"),
     ("autoscale.json", '"enabled": true', '"enabled": false', "enabled is not true"),
     ("autoscale.json", '"Decrease"', '"Increase"', "LessThan has the direction 'Increase'; expected 'Decrease'"),

@@ -11,6 +11,7 @@ import typer
 
 from spanqa.cli import options
 from spanqa.deploy.target import NAMES, DeploySettings
+from spanqa.errors import InputError
 
 
 def deploy(
@@ -40,10 +41,14 @@ def deploy(
 
     chosen = TARGETS[target]
     existed = verify and out.is_dir()
+    settings = DeploySettings(**values)
     if existed:
+        if (model, revision, verify_key or [], settings) != ("spanqa-mini", None, [], DeploySettings()):
+            raise InputError(
+                f"{str(out)!r} exists, so it is only checked; a model and settings are for a new folder. Leave them out, or choose a new path."
+            )
         lines = verify_folder(out, chosen)
     else:
-        settings = DeploySettings(**values)
         lines = write_folder(
             chosen, model, out, settings, revision=revision, verify_keys=as_keys(verify_key), verify=verify
         )

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.deploy.container import memory
+from spanqa.deploy.manifests import read_yaml
 from spanqa.deploy.render import write
 from spanqa.deploy.target import Deployment, Target
 from spanqa.deploy.wheel import carry, pinned
 from spanqa.errors import DeploymentError
 from spanqa.extras import require
-from spanqa.files import read_object
+from spanqa.files import read_object, read_text
 
 _SERVER = {
     "azureml-inference-server-http": "1.5.1", "fastapi": "0.141.1", "pydantic": "2.12.5", "starlette": "1.10.0", "opentelemetry-api": "1.33.0",
@@ -46,56 +47,57 @@ _INSTANCES = {
 
 _MOST_SECONDS = 180
 
-_IDENTITY = {"type": ("system_assigned", "user_assigned"), "user_assigned_identities": list}
+_IDENTITY = {"type!": ("system_assigned", "user_assigned"), "user_assigned_identities": list}
 _PROBE = dict.fromkeys(("initial_delay", "period", "timeout", "success_threshold", "failure_threshold"), int)
 _ENDPOINT = {
-    "$schema": str, "name": str, "description": str, "tags": dict, "auth_mode": ("key", "aml_token", "aad_token"), "identity": _IDENTITY,
+    "$schema": str, "name!": str, "description": str, "tags": dict, "auth_mode": ("key", "aml_token", "aad_token"), "identity": _IDENTITY,
     "traffic": dict, "mirror_traffic": dict, "public_network_access": ("enabled", "disabled"),
 }  # fmt: skip
 _ROUTE = {"path": str, "port": int}
 _DEPLOYMENT = {
-    "$schema": str, "name": str, "endpoint_name": str, "description": str, "tags": dict,
-    "model": {"path": str, "type": ("custom_model",), "name": str, "version": object, "description": str, "tags": dict},
+    "$schema": str, "name!": str, "endpoint_name!": str, "description": str, "tags": dict,
+    "model!": {"path!": str, "type": ("custom_model",), "name": str, "version": object, "description": str, "tags": dict},
     "model_mount_path": str,
-    "code_configuration": {"code": str, "scoring_script": str},
-    "environment": {
+    "code_configuration!": {"code!": str, "scoring_script!": str},
+    "environment!": {
         "image": str, "conda_file": str, "name": str, "version": object, "description": str, "tags": dict,
         "inference_config": {"liveness_route": _ROUTE, "readiness_route": _ROUTE, "scoring_route": _ROUTE},
     },
-    "environment_variables": dict, "instance_type": str, "instance_count": int, "app_insights_enabled": bool,
+    "environment_variables": dict, "instance_type!": str, "instance_count!": int, "app_insights_enabled": bool,
     "scale_settings": {"type": ("default",)},
     "request_settings": {"request_timeout_ms": int, "max_concurrent_requests_per_instance": int, "max_queue_wait_ms": int},
     "liveness_probe": _PROBE, "readiness_probe": _PROBE, "data_collector": dict, "egress_public_network_access": ("enabled", "disabled"),
 }  # fmt: skip
-_CONDA = {"name": str, "channels": list, "dependencies": list}
+_CONDA = {"name": str, "channels": list, "dependencies!": list}
 _TRIGGER = {
-    "metricName": str, "metricResourceUri": str, "timeGrain": str, "statistic": ("Average", "Min", "Max", "Sum", "Count"),
-    "timeWindow": str, "timeAggregation": ("Average", "Minimum", "Maximum", "Total", "Count", "Last"),
-    "operator": ("Equals", "NotEquals", "GreaterThan", "GreaterThanOrEqual", "LessThan", "LessThanOrEqual"), "threshold": (int, float),
+    "metricName!": str, "metricResourceUri!": str, "timeGrain!": str, "statistic!": ("Average", "Min", "Max", "Sum", "Count"),
+    "timeWindow!": str, "timeAggregation!": ("Average", "Minimum", "Maximum", "Total", "Count", "Last"),
+    "operator!": ("Equals", "NotEquals", "GreaterThan", "GreaterThanOrEqual", "LessThan", "LessThanOrEqual"), "threshold!": (int, float),
 }  # fmt: skip
 _ACTION = {
-    "direction": ("None", "Increase", "Decrease"),
-    "type": ("ChangeCount", "PercentChangeCount", "ExactCount", "ServiceAllowedNextValue"),
+    "direction!": ("None", "Increase", "Decrease"),
+    "type!": ("ChangeCount", "PercentChangeCount", "ExactCount", "ServiceAllowedNextValue"),
     "value": str,
-    "cooldown": str,
+    "cooldown!": str,
 }
 _PROFILE = {
-    "name": str,
-    "capacity": {"minimum": str, "maximum": str, "default": str},
-    "rules": [{"metricTrigger": _TRIGGER, "scaleAction": _ACTION}],
+    "name!": str,
+    "capacity!": {"minimum!": str, "maximum!": str, "default!": str},
+    "rules!": [{"metricTrigger!": _TRIGGER, "scaleAction!": _ACTION}],
     "fixedDate": dict,
     "recurrence": dict,
 }
 _AUTOSCALE = {
-    "$schema": str, "contentVersion": str, "parameters": dict,
-    "resources": [{
-        "type": ("Microsoft.Insights/autoscalesettings",), "apiVersion": str, "name": str, "location": str, "tags": dict,
-        "properties": {
-            "enabled": bool, "targetResourceUri": str, "targetResourceLocation": str, "profiles": [_PROFILE], "notifications": list,
+    "$schema!": str, "contentVersion!": str, "parameters": dict,
+    "resources!": [{
+        "type!": ("Microsoft.Insights/autoscalesettings",), "apiVersion!": str, "name!": str, "location!": str, "tags": dict,
+        "properties!": {
+            "enabled": bool, "targetResourceUri!": str, "targetResourceLocation": str, "profiles!": [_PROFILE], "notifications": list,
         },
     }],
 }  # fmt: skip
-"""What the files may hold: a type, types, the values that there are, fields of an object, or the items of a list."""
+"""What the files may hold: a type, types, the values that there are, fields of an object (! after those that have to be there), or the
+items of a list."""
 
 
 def emit(folder: Path, deployment: Deployment) -> None:
@@ -147,7 +149,10 @@ def verify(folder: Path) -> list[str]:
     checked = ["endpoint.yml", "deployment.yml", "conda.yml", "autoscale.json"]
     private = folder / "endpoint-private.yml"
     if private.exists():
-        _check(_read(private), _ENDPOINT, private.name)
+        other = _read(private)
+        _check(other, _ENDPOINT, private.name)
+        if other["name"] != endpoint["name"]:
+            raise DeploymentError(f"{private.name}: name is {other['name']!r}; endpoint.yml has {endpoint['name']!r}.")
         checked.append(private.name)
         if "YOUR-" in private.read_text("utf-8"):
             lines.append(f"still to fill in, if you use it: the identity in {private.name}")
@@ -175,29 +180,34 @@ def _read(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        found = yaml.safe_load(file.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise DeploymentError(f"{str(file)!r} is not YAML: {error}.") from None
-    if not isinstance(found, dict):
-        raise DeploymentError(f"{str(file)!r} holds a {type(found).__name__}; expected fields.")
-    return found
+        found = read_yaml(read_text(file))
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise DeploymentError(f"{str(file)!r} is not YAML: {' '.join(str(error).split())}.") from None
+    if len(found) != 1 or not isinstance(found[0], dict):
+        kinds = " and ".join(f"a {type(each).__name__}" for each in found) or "nothing"
+        raise DeploymentError(f"{str(file)!r} holds {kinds}; expected fields.")
+    return dict(found[0])
 
 
 def _check(value: Any, wanted: Any, where: str) -> None:
     """Compare a value, and what it holds, with what is wanted.
 
     Raises:
-        DeploymentError: a field is unknown, or has another type or value.
+        DeploymentError: a field is unknown, missing, or has another type or value.
     """
     if isinstance(wanted, Mapping):
+        known = {name.rstrip("!"): each for name, each in wanted.items()}
         if not isinstance(value, dict):
             if isinstance(value, str) and value.startswith("azureml:") and where.endswith((": model", ": environment")):
                 return  # one that was registered before
-            raise DeploymentError(f"{where} is {value!r}; expected the fields {', '.join(wanted)}.")
+            raise DeploymentError(f"{where} is {value!r}; expected the fields {', '.join(known)}.")
         for name, each in value.items():
-            if name not in wanted:
-                raise DeploymentError(f"{where} has no field {name!r}; expected some of {', '.join(wanted)}.")
-            _check(each, wanted[name], f"{where}: {name}" if where.endswith((".yml", ".json")) else f"{where}.{name}")
+            if name not in known:
+                raise DeploymentError(f"{where} has no field {name!r}; expected some of {', '.join(known)}.")
+            _check(each, known[name], f"{where}: {name}" if where.endswith((".yml", ".json")) else f"{where}.{name}")
+        for name in known:
+            if f"{name}!" in wanted and name not in value:
+                raise DeploymentError(f"{where} lacks {name!r}. Add it, or make the folder again.")
     elif isinstance(wanted, list):
         if not isinstance(value, list):
             raise DeploymentError(f"{where} is {value!r}; expected a list.")
@@ -215,27 +225,32 @@ def _check(value: Any, wanted: Any, where: str) -> None:
 
 def _check_deployment(folder: Path, deployment: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
     where = "deployment.yml"
-    if deployment.get("endpoint_name") != endpoint.get("name"):
+    if deployment["endpoint_name"] != endpoint["name"]:
         raise DeploymentError(
-            f"{where}: endpoint_name is {deployment.get('endpoint_name')!r}; endpoint.yml has the name {endpoint.get('name')!r}."
+            f"{where}: endpoint_name is {deployment['endpoint_name']!r}; endpoint.yml has the name {endpoint['name']!r}."
         )
-    if deployment.get("instance_count", 1) < 1:
+    if deployment["instance_count"] < 1:
         raise DeploymentError(f"{where}: instance_count is {deployment['instance_count']}; expected at least 1.")
-    code = folder / deployment["code_configuration"]["code"]
-    script = code / deployment["code_configuration"]["scoring_script"]
-    paths = [script, code / "carried.py"]
+    code = deployment["code_configuration"]["code"]
+    paths = [f"{code}/{deployment['code_configuration']['scoring_script']}", f"{code}/carried.py"]
     if isinstance(deployment["model"], dict):
-        paths.append(folder / deployment["model"]["path"])
+        paths.append(deployment["model"]["path"])
     if isinstance(deployment["environment"], dict):
-        paths.append(folder / deployment["environment"]["conda_file"])
+        paths += [deployment["environment"][name] for name in ("conda_file",) if name in deployment["environment"]]
     for path in paths:
-        if not path.exists():
-            raise DeploymentError(f"{where} needs {path.relative_to(folder).as_posix()!r}, which is missing.")
+        if ":" not in path and not (folder / path).exists():  # one with a colon is at Azure
+            raise DeploymentError(f"{where} needs {path!r}, which is missing.")
     said, requests = deployment.get("environment_variables", {}), deployment.get("request_settings", {})
     for name, value in said.items():
         if not isinstance(value, str):
             raise DeploymentError(f"{where}: environment_variables.{name} is {value!r}; expected a text, in quotes.")
-    seconds, deadline = requests.get("request_timeout_ms", 5000) / 1000, float(said.get("SPANQA_DEADLINE", 30))
+    try:
+        deadline = float(said.get("SPANQA_DEADLINE", 30))
+    except ValueError:
+        raise DeploymentError(
+            f"{where}: SPANQA_DEADLINE is {said['SPANQA_DEADLINE']!r}; expected a number of seconds."
+        ) from None
+    seconds = requests.get("request_timeout_ms", 5000) / 1000
     if not deadline < seconds <= _MOST_SECONDS:
         raise DeploymentError(
             f"{where}: request_timeout_ms is {seconds * 1000:.0f} and SPANQA_DEADLINE is {deadline:g} seconds; expected more than the "
@@ -263,7 +278,7 @@ def _check_autoscale(autoscale: Mapping[str, Any]) -> None:
         if not resource["properties"].get("enabled", False):
             raise DeploymentError("autoscale.json: properties.enabled is not true, so that no rule would do anything.")
         for profile in resource["properties"]["profiles"]:
-            capacity = {name: int(value) if value.isdigit() else -1 for name, value in profile["capacity"].items()}
+            capacity = {name: int(value) if value.isdecimal() else -1 for name, value in profile["capacity"].items()}
             if not 1 <= capacity["minimum"] <= capacity["default"] <= capacity["maximum"]:
                 raise DeploymentError(
                     f"autoscale.json: capacity is {profile['capacity']}; expected 1 <= minimum <= default <= maximum."

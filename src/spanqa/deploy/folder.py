@@ -17,7 +17,7 @@ from pathlib import Path
 from spanqa import __version__
 from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
-from spanqa.errors import DeploymentError, InputError
+from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputError
 from spanqa.files import new_folder, read_object, write_json
 from spanqa.signing import SIGNATURE, SIGSTORE
 
@@ -53,9 +53,12 @@ def write_folder(
             (folder / target.model).mkdir(parents=True, exist_ok=True)
             copy_model(checkpoint, folder / target.model)
         fixed = list(_hashes(folder))
-        target.emit(folder, deployment)
-        _write_record(folder, target, model, deployment, fixed)
-        return verify_folder(folder, target) if verify else []
+        try:
+            target.emit(folder, deployment)
+            _write_record(folder, target, model, deployment, fixed)
+            return verify_folder(folder, target) if verify else []
+        except (DatasetError, DeploymentError) as error:  # of a folder that has its name only when it is complete
+            raise type(error)(str(error).replace(str(folder), str(out))) from None
 
 
 def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
@@ -83,7 +86,18 @@ def verify_folder(folder: Path, target: Target | None = None) -> list[str]:
         if isinstance(error, DeploymentError):
             raise
         raise DeploymentError(f"{str(folder / RECORD)!r} is not as it was written. Make the folder again.") from None
-    return lines + TARGETS[record["target"]].verify(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    try:
+        return lines + TARGETS[record["target"]].verify(folder)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    except (DatasetError, CheckpointError) as error:
+        raise DeploymentError(str(error)) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> DeploymentError:
+    return DeploymentError(f"{str(error.filename or folder)!r} cannot be read: {error.strerror or error}.")
 
 
 def _compare(folder: Path, recorded: dict[str, str], fixed: set[str]) -> list[str]:

@@ -25,7 +25,7 @@ from spanqa.deploy.target import Deployment, Target
 from spanqa.deploy.wheel import carry
 from spanqa.errors import DeploymentError
 from spanqa.extras import require
-from spanqa.files import read_object, write_json
+from spanqa.files import read_object, read_text, write_json, write_text
 from spanqa.signing import SIGNATURE
 
 REPOSITORY = "YOUR-NAME/{name}"
@@ -66,8 +66,9 @@ ARGUMENTS: dict[str, type | tuple[str, ...]] = {
 
 _IMAGE = ("url", "port", "healthRoute")
 
+_TASK = "question-answering"
 _HANDLER = ("handler.py", "carried.py", "requirements.txt")
-_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def emit(folder: Path, deployment: Deployment) -> None:
@@ -138,17 +139,45 @@ def instance(mebibytes: int, *, gpu: bool) -> tuple[str, str]:
 
 def _complete_card(card: Path, deployment: Deployment) -> None:
     """Let the front matter of the model's card name the task and the library, by which the hub finds what can run it."""
+    text = re.sub(r"\r\n?", "\n", read_text(card)) if card.exists() else f"# {deployment.name}\n"
+    match = _FRONT_MATTER.match(text)
+    head = match[1] if match else ""
+    said = _front_matter(card, head)
+    wanted = {"pipeline_tag": _TASK, "library_name": said.get("library_name") or "spanqa"}
+    for name, value in wanted.items():  # what else the author wrote is left as it is
+        if said.get(name) != value:
+            head = re.sub(rf"^{name}:.*\n", "", head, flags=re.MULTILINE) + f"{name}: {value}\n"
+    try:
+        complete = _front_matter(card, head) == said | wanted
+    except DeploymentError:
+        complete = False
+    if not complete:
+        raise DeploymentError(
+            f"{card.name} of the model has a front matter that cannot be completed. Add to it: pipeline_tag: {_TASK}"
+        )
+    write_text(card, f"---\n{head}---\n{text[match.end() :] if match else text}")
+
+
+def _front_matter(card: Path, head: str) -> dict[str, Any]:
+    """Return the fields of a front matter.
+
+    Raises:
+        DeploymentError: it is not YAML, or has no fields.
+    """
     require("deploy")
     import yaml
 
-    text = card.read_text("utf-8") if card.exists() else f"# {deployment.name}\n"
-    match = _FRONT_MATTER.match(text)
-    said = yaml.safe_load(match[1]) if match else {}
-    wanted = {"pipeline_tag": "question-answering", "library_name": "spanqa"}
-    if all(said.get(name) for name in wanted):
-        return
-    head = yaml.safe_dump(wanted | said, sort_keys=False, allow_unicode=True)
-    card.write_text(f"---\n{head}---\n{text[match.end() :] if match else text}", "utf-8")
+    try:
+        found = yaml.safe_load(head)
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise DeploymentError(
+            f"{card.name} of the model: the front matter is not YAML: {' '.join(str(error).split())}."
+        ) from None
+    if not isinstance(found, dict | None):
+        raise DeploymentError(
+            f"{card.name} of the model: the front matter is a {type(found).__name__}; expected fields."
+        )
+    return found or {}
 
 
 def verify(folder: Path) -> list[str]:
@@ -163,18 +192,14 @@ def verify(folder: Path) -> list[str]:
 
 
 def _check_card(card: Path) -> str:
-    require("deploy")
-    import yaml
-
-    match = _FRONT_MATTER.match(card.read_text("utf-8"))
-    try:
-        said = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError as error:
-        raise DeploymentError(f"{str(card)!r}: the front matter is not YAML: {error}.") from None
-    tag = said.get("pipeline_tag")
-    if tag != "question-answering":
+    signed = (card.parent / SIGNATURE).exists()
+    match = _FRONT_MATTER.match(read_text(card)) if card.exists() or not signed else None
+    tag = _front_matter(card, match[1] if match else "").get("pipeline_tag")
+    if tag != _TASK and signed:  # nothing may be changed there; an endpoint with a container does not ask for it
+        return f"the model's card does not name its task, {_TASK}; it is signed, and was left as it is"
+    if tag != _TASK:
         raise DeploymentError(
-            f"{str(card)!r}: pipeline_tag is {tag!r} in the front matter; expected 'question-answering', the task of the model."
+            f"{str(card)!r}: pipeline_tag is {tag!r} in the front matter; expected {_TASK!r}, the task of the model."
         )
     return "the model's card names its task"
 

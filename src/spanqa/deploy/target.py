@@ -15,6 +15,12 @@ NAMES = ("huggingface", "azureml", "kubernetes", "kserve", "triton", "vllm", "on
 """Of all targets, in the order in which the documentation has them."""
 
 _NAME = re.compile(r"[a-z]([a-z0-9]|-(?!-)){1,30}[a-z0-9]")
+_PART = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:[A-Za-z0-9.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?", re.ASCII
+)
+"""The name of an image, as in https://pkg.go.dev/github.com/distribution/reference."""
+_MOST_REPLICAS = 1000
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -38,11 +44,17 @@ class DeploySettings:
             raise InputError(
                 f"name is {self.name!r}; expected 3 to 32 lower-case letters, digits and single dashes, a letter first."
             )
-        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+        if not 0 <= self.min_replicas <= self.max_replicas <= _MOST_REPLICAS or self.max_replicas < 1:
             raise InputError(
                 f"min_replicas is {self.min_replicas} and max_replicas is {self.max_replicas}; expected 0 <= min <= max, "
-                "and at least 1 for max."
+                f"and 1 to {_MOST_REPLICAS} for max."
             )
+        if self.image and not _IMAGE.fullmatch(self.image):
+            raise InputError(
+                f"image is {self.image!r}; expected the name of an image, such as registry.example.org/qa:1, in lower case."
+            )
+        if self.region and not re.fullmatch(r"[A-Za-z0-9-]+", self.region):
+            raise InputError(f"region is {self.region!r}; expected letters, digits and dashes, such as westeurope.")
         if self.from_pypi is not None and not re.fullmatch(r"\d+(\.\d+)*([a-z]+\d+)?", self.from_pypi):
             raise InputError(f"from_pypi is {self.from_pypi!r}; expected a version, such as 1.0.")
 

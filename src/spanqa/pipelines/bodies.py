@@ -25,6 +25,8 @@ def answer_body(pipeline: QuestionAnsweringPipeline, body: Mapping[str, Any]) ->
     Raises:
         InputError: the body has another form, a text is empty, or a parameter is unknown or impossible.
     """
+    if not isinstance(body, Mapping):
+        raise InputError(f"The body is a {type(body).__name__}; expected an object with inputs.")
     pairs, several = _pairs(body.get("inputs"))
     given = _parameters(body.get("parameters"))
     settings = CallSettings(**given)
