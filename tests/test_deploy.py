@@ -147,7 +147,7 @@ def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
         DeploySettings(image=image)
     with pytest.raises(InputError, match="region is 'west\"'; expected letters, digits and dashes"):
         DeploySettings(region='west"')
-    with pytest.raises(InputError, match="max_replicas is 1001; expected .* 1 to 1000 for max"):
+    with pytest.raises(InputError, match=r"max_replicas is 1001; expected .* 1 to 1000 for max"):
         DeploySettings(max_replicas=1001)
     with pytest.raises(InputError, match="from_pypi is 'newest'; expected a version"):
         DeploySettings(from_pypi="newest")
