@@ -21,7 +21,7 @@ from spanqa.deploy.folder import RECORD, verify_folder, write_folder
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.deploy.targets import TARGETS
 from spanqa.deploy.wheel import pinned, write_wheel
-from spanqa.errors import DeploymentError, InputError, SignatureError
+from spanqa.errors import CheckpointError, DeploymentError, InputError, SignatureError
 from spanqa.extras import installed
 from spanqa.reader import Reader
 
@@ -120,6 +120,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         verify_folder(tmp_path / "out")
 
 
+def test_a_model_without_a_head_is_not_deployed(tmp_path: Path, plain: Target, mini: Reader) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    model = Path(shutil.copytree(mini.checkpoint.path, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if "qa_outputs" not in name}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no question-answering head"):
+        write_folder(plain, str(model), tmp_path / "out", DeploySettings())
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> list[str]:
         raise DeploymentError("no")
@@ -177,6 +188,8 @@ def test_the_wheel_is_one_that_can_be_installed_and_used(tmp_path: Path, mini: R
             found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             assert (digest, size) == (f"sha256={found}", str(len(data)))
         assert not any("__pycache__" in each or "spanqa/models/" in each for each in names)
+        licences = re.findall("^License-File: (.+)$", wheel.read(f"{about}/METADATA").decode(), re.M)
+        assert licences and {f"{about}/licenses/{each}" for each in licences} <= set(names)
         assert "spanqa/serve/web/page.html" in names or any(each.startswith("spanqa/serve/web/") for each in names)
         wheel.extractall(tmp_path / "there")
     code = f"from spanqa import Reader, __file__; print(__file__); print(Reader.load({str(mini.checkpoint.path)!r}).ask('Who built it?', 'Anna built it.').text)"

@@ -18,8 +18,10 @@ from spanqa import __version__
 from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputError
+from spanqa.families import FAMILIES
 from spanqa.files import new_folder, read_object, write_json
 from spanqa.signing import SIGNATURE, SIGSTORE
+from spanqa.weights import verify as verify_weights
 
 RECORD = "deployment.json"
 FORMAT = "spanqa-deployment/1"
@@ -49,6 +51,8 @@ def write_folder(
         keys = _copy_keys(verify_keys, folder) if target.carries else ()
         name = settings.name or label(Path(model).name)
         deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)
+        if checkpoint.model_type in FAMILIES:  # what others store, only transformers knows
+            verify_weights(checkpoint.weights, checkpoint.encoder, repr(str(checkpoint.path)))
         if target.model is not None:
             (folder / target.model).mkdir(parents=True, exist_ok=True)
             copy_model(checkpoint, folder / target.model)
