@@ -295,7 +295,7 @@ def test_what_kserve_would_not_take_is_an_error(copy: Callable[..., Path], old: 
     ("image", "fields"),
     [
         ("registry.example.org:5000/qa:1", {"newName": "registry.example.org:5000/qa", "newTag": "1"}),
-        ("qa@sha256:0123", {"newName": "qa", "digest": "sha256:0123"}),
+        (f"qa@sha256:{64 * '0'}", {"newName": "qa", "digest": f"sha256:{64 * '0'}"}),
         ("registry.example.org:5000/qa", {"newName": "registry.example.org:5000/qa", "newTag": "FILL-IN: tag"}),
         ("", {"newName": "FILL-IN: registry and name", "newTag": "FILL-IN: tag"}),
     ],
