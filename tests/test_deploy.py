@@ -121,6 +121,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         verify_folder(tmp_path / "out")
 
 
+def test_a_model_without_a_head_is_not_deployed(tmp_path: Path, plain: Target, mini: Reader) -> None:
+
+    model = Path(shutil.copytree(mini.checkpoint.path, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    save_file({name: each for name, each in weights.items() if "qa_outputs" not in name}, model / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has no question-answering head"):
+        write_folder(plain, str(model), tmp_path / "out", DeploySettings())
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> list[str]:
         raise DeploymentError("no")
@@ -129,14 +139,6 @@ def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypa
     with pytest.raises(DeploymentError, match=r"^no$"):
         write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings(), verify=True)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_without_a_head_is_refused(tmp_path: Path, plain: Target, tiny_copy: Callable[..., Path]) -> None:
-    model = tiny_copy("bert")
-    weights = load_file(model / "model.safetensors")
-    save_file({name: each for name, each in weights.items() if "qa_outputs" not in name}, model / "model.safetensors")
-    with pytest.raises(CheckpointError, match="has no question-answering head"):
-        write_folder(plain, str(model), tmp_path / "out", DeploySettings())
 
 
 def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
@@ -186,6 +188,8 @@ def test_the_wheel_is_one_that_can_be_installed_and_used(tmp_path: Path, mini: R
             found = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
             assert (digest, size) == (f"sha256={found}", str(len(data)))
         assert not any("__pycache__" in each or "spanqa/models/" in each for each in names)
+        licences = re.findall("^License-File: (.+)$", wheel.read(f"{about}/METADATA").decode(), re.M)
+        assert licences and {f"{about}/licenses/{each}" for each in licences} <= set(names)
         assert "spanqa/serve/web/page.html" in names or any(each.startswith("spanqa/serve/web/") for each in names)
         wheel.extractall(tmp_path / "there")
     code = f"from spanqa import Reader, __file__; print(__file__); print(Reader.load({str(mini.checkpoint.path)!r}).ask('Who built it?', 'Anna built it.').text)"

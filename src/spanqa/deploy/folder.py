@@ -21,7 +21,7 @@ from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputE
 from spanqa.families import FAMILIES
 from spanqa.files import new_folder, read_object, write_json
 from spanqa.signing import SIGNATURE, SIGSTORE
-from spanqa.weights import verify as match_weights
+from spanqa.weights import verify as verify_weights
 
 RECORD = "deployment.json"
 FORMAT = "spanqa-deployment/1"
@@ -48,11 +48,11 @@ def write_folder(
     if settings.min_replicas == 0 and not target.scales_to_zero:
         raise InputError(f"{target.name} does not scale to zero here; min_replicas is 0. Give at least 1.")
     with opened_checkpoint(model, revision, verify_keys) as checkpoint, new_folder(out) as folder:
-        if checkpoint.model_type in FAMILIES:
-            match_weights(checkpoint.weights, checkpoint.encoder, repr(str(checkpoint.path)))
         keys = _copy_keys(verify_keys, folder) if target.carries else ()
         name = settings.name or label(Path(model).name)
         deployment = Deployment(model=checkpoint, name=name, settings=settings, keys=keys)
+        if checkpoint.model_type in FAMILIES:  # what others store, only transformers knows
+            verify_weights(checkpoint.weights, checkpoint.encoder, repr(str(checkpoint.path)))
         if target.model is not None:
             (folder / target.model).mkdir(parents=True, exist_ok=True)
             copy_model(checkpoint, folder / target.model)

@@ -53,6 +53,8 @@ ARGUMENTS: dict[str, type | tuple[str, ...]] = {
     "private_link_account_id": str,
     "private_link_region": str,
     "custom_image": dict,
+    "container_registry_username": str,
+    "container_registry_password": str,
     "container_command": list,
     "container_args": list,
     "env": dict,

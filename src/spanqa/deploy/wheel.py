@@ -39,6 +39,9 @@ def write_wheel(folder: Path) -> str:
     files[f"{about}/METADATA"] = (found.read_text("METADATA") or "").encode()
     files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: spanqa\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files[f"{about}/entry_points.txt"] = (found.read_text("entry_points.txt") or "").encode()
+    for each in found.files or ():
+        if "licenses" in each.parts:
+            files[f"{about}/licenses/{each.name}"] = each.read_binary()
     record = [f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items()]
     files[f"{about}/RECORD"] = "".join([*record, f"{about}/RECORD,,\n"]).encode()
     made = io.BytesIO()
