@@ -176,7 +176,7 @@ def _best(
     """Return the calibration and the threshold that fit these domains best, whatever the data decide."""
     calibration, threshold = before
     data = _Data.of([outcome for domain in domains for outcome in domain])
-    values = {"no_answer_threshold": threshold}
+    values: dict[str, Any] = {"no_answer_threshold": threshold}
     for part in _parts(data, threshold, calibration, criterion, precision):
         with suppress(InputError):  # no threshold reaches the precision on these
             values |= zip(part.names, part.fit(_evenly(_rows_of([len(domain) for domain in domains]))), strict=True)
