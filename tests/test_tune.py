@@ -1,5 +1,6 @@
 """The threshold and the calibration: fitted, stored, used."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -163,6 +164,32 @@ def test_data_of_one_kind_and_single_questions_can_be_fitted() -> None:
         assert (tuned.no_answer_threshold, tuned.calibration) == (1.0, Calibration())
 
 
+# --- several domains
+
+
+def test_domains_have_equal_weight_however_many_questions_they_have() -> None:
+    large, small = made(400, a=2.5), made(100, a=-1.5, seed=1)
+    both = fit([*large, *small], 0.0, Calibration(), "sha", sizes=[len(large), len(small)])
+    even = fit([*large, *[each for each in small for _ in range(4)]], 0.0, Calibration(), "sha")
+    assert both.calibration.a == pytest.approx(even.calibration.a, abs=1e-6)
+    assert both.no_answer_threshold == even.no_answer_threshold
+    alone = fit([*large, *small], 0.0, Calibration(), "sha")
+    assert abs(alone.calibration.a - both.calibration.a) > 0.5
+    assert alone.domains == ()
+
+
+def test_each_domain_is_shown_as_it_would_be_had_it_been_left_out() -> None:
+    alike, unlike = [made(300, seed=seed) for seed in range(2)], made(200, a=-3.0, seed=2)
+    tuned = fit([*alike[0], *alike[1], *unlike], 0.0, Calibration(), "sha", sizes=[300, 300, 200])
+    assert [domain.questions for domain in tuned.domains] == [300, 300, 200]
+    known = fit([*alike[0], *alike[1]], 0.0, Calibration(), "sha")
+    error = expected_calibration_error(*probabilities_at(unlike, known.calibration, known.no_answer_threshold))
+    assert tuned.domains[2].ece_left_out == pytest.approx(error)
+    assert tuned.domains[2].ece_left_out > tuned.domains[2].ece_after + 0.1
+    assert tuned.ece_after == pytest.approx(np.mean([domain.ece_after for domain in tuned.domains]))
+    assert tuned.value == pytest.approx(np.mean([domain.value for domain in tuned.domains]))
+
+
 # --- stored
 
 
@@ -204,6 +231,16 @@ def test_what_is_stored_is_used(tmp_path: Path, questions: Path, command: Comman
     assert reader.calibration.b == tuned["calibration"]["b"]
     assert reader.answers.no_answer_threshold == tuned["no_answer_threshold"]
     assert [path.name for path in folder.iterdir() if path.name.startswith((".", "tmp"))] == []
+
+
+def test_the_command_takes_several_files(tmp_path: Path, questions: Path, command: Command) -> None:
+    folder = a_bad_model(tmp_path / "model")
+    shown = command("tune", questions, HARBOUR, "--model", folder).stdout
+    assert re.search(r"rows\.json +\d+ +\d+\.\d\d +0\.\d{4} +0\.\d{4} +0\.\d{4}", shown)
+    assert re.search(r"harbour\.json +8 +\d+\.\d\d +0\.\d{4} +0\.\d{4} +0\.\d{4}", shown)
+    reader = Reader.load(folder)
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (questions, HARBOUR)]
+    assert reader.calibration.data_sha256 == hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def test_what_eight_questions_cannot_decide_is_kept(tmp_path: Path, command: Command) -> None:

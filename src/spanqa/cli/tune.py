@@ -1,5 +1,6 @@
 """`spanqa tune`: the no-answer threshold and the calibration, stored beside the weights."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 def tune(
     data: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="DATA", help="Labelled questions that the model was not trained on: SQuAD .json, .jsonl, .csv, ..."
+            metavar="DATA...",
+            help="Labelled questions that the model was not trained on: SQuAD .json, .jsonl, .csv, ... "
+            "Several files are domains of equal weight.",
         ),
     ],
     model: Annotated[str, typer.Option(help="The model's folder; its spanqa.json is written. With --out, any model.")],
@@ -34,7 +37,7 @@ def tune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be stored, and write nothing.")] = False,
     max_questions: Annotated[
-        int | None, typer.Option(min=1, help="Read only the first N questions.", show_default=False)
+        int | None, typer.Option(min=1, help="Read only the first N questions of each file.", show_default=False)
     ] = None,
     as_json: options.Json = False,
     revision: options.Revision = None,
@@ -54,16 +57,26 @@ def tune(
         raise typer.BadParameter("it goes with --criterion precision", param_hint="--precision")
     if out is not None:
         check_is_new(out)
-    examples, source = read_examples(data)
+    files = [read_examples(path) for path in data]
     reader = options.load_reader(
         model=model, revision=revision, backend=backend, device=device, dtype=dtype, threads=threads
     )
     if out is None and not dry_run:
         check_is_own(reader.checkpoint)
-    with options.progress_bar("questions") as progress:
-        outcomes = gather(reader, examples[:max_questions], progress)
+    domains = []
+    for examples, _ in files:
+        with options.progress_bar("questions") as progress:
+            domains.append(gather(reader, examples[:max_questions], progress))
     before = reader.answers.no_answer_threshold
-    tuned = fit(outcomes, before, reader.calibration, source["sha256"], criterion, precision)  # type: ignore[arg-type]
+    tuned = fit(
+        [outcome for domain in domains for outcome in domain],
+        before,
+        reader.calibration,
+        _joint_sha256([source["sha256"] for _, source in files]),
+        criterion,  # type: ignore[arg-type]
+        precision,
+        sizes=[len(domain) for domain in domains] if len(files) > 1 else (),
+    )
     if dry_run:
         written = "nothing was written"
     elif out is not None:
@@ -76,7 +89,13 @@ def tune(
         typer.echo(json.dumps(asdict(tuned)))
         return
     _show(tuned)
+    _show_domains(tuned, data)
     typer.echo(written)
+
+
+def _joint_sha256(files: list[str]) -> str:
+    """Return the sha256 of a file, or one that names several files in this order."""
+    return files[0] if len(files) == 1 else hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 def _show(tuned: "Tuned") -> None:
@@ -101,3 +120,18 @@ def _show(tuned: "Tuned") -> None:
         f"{tuned.criterion} {tuned.value:.2f} on {tuned.questions:,} questions; "
         f"calibration error {tuned.ece_before:.4f} before, {tuned.ece_after:.4f} after"
     )
+
+
+def _show_domains(tuned: "Tuned", data: list[Path]) -> None:
+    from rich.table import Table
+
+    if not tuned.domains:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("questions", tuned.criterion, "calibration error before", "after", "fitted on the others"):
+        table.add_column(name, justify="right")
+    for path, domain in zip(data, tuned.domains, strict=True):
+        errors = (domain.ece_before, domain.ece_after, domain.ece_left_out)
+        table.add_row(path.name, f"{domain.questions:,}", f"{domain.value:.2f}", *(f"{error:.4f}" for error in errors))
+    options.output().print(table)

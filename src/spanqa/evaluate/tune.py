@@ -1,14 +1,15 @@
 """The no-answer threshold and the calibration of probabilities, fitted on data that the model was not trained on.
 
-    questions -> gather -> outcomes -> fit -> Tuned -> store -> spanqa.json
+    questions -> gather -> outcomes of each domain -> fit -> Tuned -> store -> spanqa.json
 
 The threshold is the one that serves the criterion best on the data. `a` and `b` are a logistic regression of "there is no
 answer" on M* (Platt 1999). The temperature is the most likely one for the share of the best span, among questions that have
-an answer (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+an answer (Guo et al. 2017, https://arxiv.org/abs/1706.04599). Several domains have equal weight, however many questions each has.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -62,13 +63,30 @@ class Fitted:
 
 
 @dataclass(frozen=True, slots=True)
+class Domain:
+    """How well one of several domains does with what is stored from now on.
+
+    `value` is the criterion there, in percent. `ece_before` and `ece_after` are the expected calibration error with the settings
+    from before and with these. `ece_left_out` is that with what fits the other domains best: what to expect on texts of a kind
+    that is not among these.
+    """
+
+    questions: int
+    value: float
+    ece_before: float
+    ece_after: float
+    ece_left_out: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """What is stored from now on, and how well it does on the data it was fitted on.
 
     `no_answer_threshold` and `calibration` are the fitted values where the data decide them, else those from before.
     `value` is the criterion at the threshold, in percent. `ece_before` and `ece_after` are the expected calibration error of
     what is returned, with the settings from before and with these. `fitted` has one entry for each value that could be
-    fitted: "no_answer_threshold", "a", "b", "temperature".
+    fitted: "no_answer_threshold", "a", "b", "temperature". `domains` has one for each domain, where there are several; the value and
+    the errors above are then the means of theirs.
     """
 
     no_answer_threshold: float
@@ -79,6 +97,7 @@ class Tuned:
     ece_before: float
     ece_after: float
     fitted: Mapping[str, Fitted]
+    domains: Sequence[Domain] = ()
 
 
 def gather(reader: Reader, examples: Sequence[Example], progress: Progress = silent) -> list[Outcome]:
@@ -101,6 +120,8 @@ def fit(
     data_sha256: str,
     criterion: Criterion = "f1",
     precision: float | None = None,
+    *,
+    sizes: Sequence[int] = (),
 ) -> Tuned:
     """Return the threshold and the calibration that fit the outcomes, which come from `gather`.
 
@@ -110,29 +131,57 @@ def fit(
     many without one (the temperature needs the former only). A threshold for a precision is stored whatever it gains. Where
     every question has an answer, there is no threshold to fit for F1 or exact match, and no `a` and `b`.
 
+    `sizes` says how many of the outcomes, in their order, belong to each of several domains.
+
     Raises:
         InputError: a precision is missing, or no threshold reaches it.
     """
     if criterion == "precision" and (precision is None or not 0 < precision <= 1):
         raise InputError(f"precision is {precision!r}; expected a share above 0 and at most 1.")
-    data = _Data.of(outcomes)
+    data, rows = _Data.of(outcomes), _rows_of(sizes or [len(outcomes)])
     fitted: dict[str, Fitted] = {}
     for part in _parts(data, threshold, calibration, criterion, precision):
-        fitted |= _fit_part(part, len(outcomes))
+        fitted |= _fit_part(part, rows)
     now = {name: each.best if each.stored else each.before for name, each in fitted.items()}
     least = now.pop("no_answer_threshold", threshold)
     decided = any(fitted[name].stored for name in now)
     new = replace(calibration, **now, data_sha256=data_sha256) if decided else calibration
+    before, after = (calibration, threshold), (new, least)
+    domains = []
+    for number, of_domain in enumerate(rows):
+        some = [outcomes[row] for row in of_domain]
+        others = [[outcomes[row] for row in each] for each in (*rows[:number], *rows[number + 1 :])]
+        left_out = _best(others, before, criterion, precision) if others else after
+        errors = (expected_calibration_error(*probabilities_at(some, *each)) for each in (before, after, left_out))
+        domains.append(Domain(len(some), float(_values(_Data.of(some), least, criterion).mean()), *errors))
     return Tuned(
         no_answer_threshold=least,
         calibration=new,
         criterion=criterion,
-        value=float(_values(data, least, criterion).mean()),
+        value=float(np.mean([domain.value for domain in domains])),
         questions=len(outcomes),
-        ece_before=expected_calibration_error(*probabilities_at(outcomes, calibration, threshold)),
-        ece_after=expected_calibration_error(*probabilities_at(outcomes, new, least)),
+        ece_before=float(np.mean([domain.ece_before for domain in domains])),
+        ece_after=float(np.mean([domain.ece_after for domain in domains])),
         fitted=fitted,
+        domains=domains if sizes else (),
     )
+
+
+def _best(
+    domains: Sequence[Sequence[Outcome]],
+    before: tuple[Calibration, float],
+    criterion: Criterion,
+    precision: float | None,
+) -> tuple[Calibration, float]:
+    """Return the calibration and the threshold that fit these domains best, whatever the data decide."""
+    calibration, threshold = before
+    data = _Data.of([outcome for domain in domains for outcome in domain])
+    values: dict[str, Any] = {"no_answer_threshold": threshold}
+    for part in _parts(data, threshold, calibration, criterion, precision):
+        with suppress(InputError):  # no threshold reaches the precision on these
+            values |= zip(part.names, part.fit(_evenly(_rows_of([len(domain) for domain in domains]))), strict=True)
+    threshold = values.pop("no_answer_threshold")
+    return replace(calibration, **values), threshold
 
 
 Rows = NDArray[np.integer[Any]]
@@ -214,28 +263,38 @@ def _parts(
         yield _Part(("temperature",), before, fit_temperature, temperature_quality, with_answer >= FEWEST)
 
 
-def _fit_part(part: _Part, questions: int) -> dict[str, Fitted]:
+def _rows_of(sizes: Sequence[int]) -> list[Rows]:
+    return np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+
+
+def _evenly(domains: Sequence[Rows]) -> Rows:
+    """Return the rows of all domains, those of the smaller ones repeated until each has as many as the largest."""
+    return np.concatenate([np.resize(rows, max(map(len, domains))) for rows in domains])
+
+
+def _fit_part(part: _Part, domains: Sequence[Rows]) -> dict[str, Fitted]:
     """Fit the values to all questions, and again to many draws of them; score each of these on what was not drawn."""
-    everything = np.arange(questions)
-    best, before = part.fit(everything), part.quality(part.before)
+    best, before = part.fit(_evenly(domains)), part.quality(part.before)
     generator = np.random.default_rng(0)
     fits, gains = [best], []
     for _ in range(DRAWS):
-        drawn = generator.integers(0, questions, questions)
+        drawn = [rows[generator.integers(0, len(rows), len(rows))] for rows in domains]
         try:
-            values = part.fit(drawn)
+            values = part.fit(_evenly(drawn))
         except InputError:  # no threshold reaches the precision on these
             continue
         fits.append(values)
-        left = np.bincount(drawn, minlength=questions) == 0
-        if left.any():
-            gains.append(float((part.quality(values) - before)[left].mean()))
-    gain = float(np.mean(gains or 0.0))
-    error = float((part.quality(best) - before).std() / math.sqrt(questions))
-    stored = part.enough and (part.asked or gain > error)
+        left = [np.setdiff1d(rows, some) for rows, some in zip(domains, drawn, strict=True)]
+        if all(map(len, left)):
+            gain = part.quality(values) - before
+            gains.append(float(np.mean([gain[rows].mean() for rows in left])))
+    change = part.quality(best) - before
+    error = math.sqrt(sum(change[rows].var() / len(rows) for rows in domains)) / len(domains)
+    gained = float(np.mean(gains or 0.0))
+    stored = part.enough and (part.asked or gained > error)
     low, high = np.quantile(fits, [0.025, 0.975], axis=0)
     return {
-        name: Fitted(best[k], float(low[k]), float(high[k]), part.before[k], gain, error, stored)
+        name: Fitted(best[k], float(low[k]), float(high[k]), part.before[k], gained, error, stored)
         for k, name in enumerate(part.names)
     }
 
