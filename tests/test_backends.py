@@ -708,3 +708,25 @@ def test_a_graph_whose_making_was_interrupted_is_made_by_the_next_who_waits() ->
     with pytest.raises(ValueError, match="no memory"):
         graphs.of(Capture((0,)), lambda layers: (_ for _ in ()).throw(ValueError("no memory")))
     assert graphs.of(Capture((0,)), lambda layers: "at last") == "at last"
+
+
+def test_processes_that_share_a_machine_do_not_pin_their_threads_to_the_same_cores(
+    need: Callable[[str], None], tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("openvino")
+    from spanqa.backends import openvino as backend
+
+    compiled: list[Any] = []
+    core = backend._core()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(core, name)
+
+        def compile_model(self, *arguments: Any) -> Any:
+            compiled.append(core.compile_model(*arguments))
+            return compiled[-1]
+
+    monkeypatch.setattr(backend, "_core", Watched)
+    backend.load(open_checkpoint(tiny("bert")), device="cpu", dtype="fp32", threads=1)
+    assert [each.get_property("ENABLE_CPU_PINNING") for each in compiled] == [False]
