@@ -244,8 +244,9 @@ def domains(record: dict[str, Any]) -> str:
 
 How far probabilities hold on texts unlike those that they were fitted on, and whether another form would hold further. Questions of
 {len(names)} domains: {", ".join(map(sizes, names))}.
-One in three has no answer (in SQuAD's development set, half): in most domains it is
-asked of another passage of the same document. "Other domains": fitted on all domains except the one that is measured. "All
+One in three has no answer (in SQuAD's development set, half). Where a data set has none of its own, it is a question asked of another
+passage of the same document, or of another document where documents have one passage. PolicyQA asks few different questions, so some of these have an
+answer after all; read its figures, and what they do to the means, with care. "Other domains": fitted on all domains except the one that is measured. "All
 domains": fitted on some documents of each, measured on others. "Own domain": fitted on other documents of the domain that is measured.
 The columns are means over the domains:
 
@@ -259,9 +260,10 @@ No form comes within 0.06 on domains that it has not seen. The reasons:
 
 - Domains differ most in how often the model is right where there is an answer: {rights}. Lengths, the shape of the margins, the
   agreement of windows, shared words and rare words do not tell that of a domain that the form was not fitted on.
-- At the threshold of the best F1 the two errors exclude each other, even for a form that was fitted on the domain itself. Where every
-  question has an answer, each "no answer" is wrong, however well its probability holds on the mixture. The last row has the least sum
-  of both errors that any threshold gives on the very questions that were fitted, and what that costs in F1.
+- A form that does not know the share of unanswerable questions cannot have both errors small at the threshold of the best F1, even if it was
+  fitted on the domain itself. Where every question has an answer, each "no answer" is wrong, however well its probability holds on the
+  mixture. The last row has the least sum of both errors over all thresholds of that form, on the very questions that were fitted,
+  and what that costs in F1.
 - Forms that look at shared words or at single logits recognise questions that are asked of another passage. They lose F1 on SQuAD,
   probably because its unanswerable questions were written to share words with their passage.
 

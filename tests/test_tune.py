@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -176,6 +177,15 @@ def test_domains_have_equal_weight_however_many_questions_they_have() -> None:
     alone = fit([*large, *small], 0.0, Calibration(), "sha")
     assert abs(alone.calibration.a - both.calibration.a) > 0.5
     assert alone.domains == ()
+
+
+def test_a_file_whose_answerable_questions_come_first_weighs_as_if_it_were_shuffled() -> None:
+    large, small = made(300, a=2.5), sorted(made(200, a=-1.5, seed=1), key=lambda each: not each.answerable)
+    sorted_, shuffled = (
+        fit([*large, *each], 0.0, Calibration(), "sha", sizes=[300, 200]).calibration.a
+        for each in (small, random.Random(0).sample(small, 200))
+    )
+    assert sorted_ == pytest.approx(shuffled, abs=0.08)  # 0.12 apart if the first rows count once more
 
 
 def test_each_domain_is_shown_as_it_would_be_had_it_been_left_out() -> None:

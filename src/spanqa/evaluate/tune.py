@@ -268,8 +268,9 @@ def _rows_of(sizes: Sequence[int]) -> list[Rows]:
 
 
 def _evenly(domains: Sequence[Rows]) -> Rows:
-    """Return the rows of all domains, those of the smaller ones repeated until each has as many as the largest."""
-    return np.concatenate([np.resize(rows, max(map(len, domains))) for rows in domains])
+    """Return the rows of all domains, those of the smaller ones repeated evenly until each has as many as the largest."""
+    most = max(map(len, domains))
+    return np.concatenate([rows[np.arange(most) * len(rows) // most] for rows in domains])
 
 
 def _fit_part(part: _Part, domains: Sequence[Rows]) -> dict[str, Fitted]:
