@@ -482,5 +482,7 @@ def test_without_a_teacher_what_needs_one_is_an_error(tiny: Callable[..., Path],
         fine_tune(replace(asked, unlabelled=()), tmp_path / "out", temperature=2.0, **options)
     with pytest.raises(InputError, match=r"teacher_weight is 0; expected a number above 0, at most 1"):
         TrainSettings(teacher_weight=0)
+    with pytest.raises(InputError, match=r"seed is -1; expected a whole number from 0 to 4294967295"):
+        TrainSettings(seed=-1)
     with pytest.raises(InputError, match=r"temperature is -1; expected a number above 0"):
         TrainSettings(temperature=-1)

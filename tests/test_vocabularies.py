@@ -554,3 +554,10 @@ def test_a_checkpoint_without_tokenizer_json_opens(
     tokens = tokenizer.encode(text)
     assert (tokens.offsets[0, 0], tokens.offsets[-1, 1]) == (0, len(text))
     assert isinstance(tokenizer._tokenizer, tokenizers.Tokenizer)
+
+
+@pytest.mark.parametrize("value", [["x"], 5, {"content": 7}])
+def test_special_tokens_that_are_no_text_are_refused(value: Any, tmp_path: Path) -> None:
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"cls_token": value}))
+    with pytest.raises(CheckpointError, match=r"cls_token is .* in the tokenizer's files; expected a text"):
+        read_options(tmp_path)

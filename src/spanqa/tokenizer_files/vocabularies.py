@@ -57,7 +57,11 @@ def read_options(path: Path) -> dict[str, Any]:
     options = {**config, **special}
     for name, value in options.items():
         if name.endswith("_token") and isinstance(value, dict):
-            options[name] = value.get("content")
+            options[name] = value = value.get("content")
+        if name.endswith("_token") and not isinstance(value, str | bool | None):  # add_bos_token and its like are flags
+            raise CheckpointError(
+                f"{str(path)!r}: {name} is {value!r:.60} in the tokenizer's files; expected a text. Download the model again."
+            )
     known = {value for name, value in options.items() if name.endswith("_token") and isinstance(value, str)}
     try:
         options["added_tokens"] = {

@@ -41,6 +41,8 @@ class LoopSettings:
         for name, values in (("dtype", ("auto", "fp32", "bf16", "fp16")), ("device", ("auto", "cpu"))):
             if getattr(self, name) not in values:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(values)}.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed!r}; expected a whole number from 0 to {2**32 - 1}.")
         for name in ("epochs", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected a number above 0.")

@@ -22,6 +22,7 @@ No framework is loaded here but the one that the teacher's backend needs.
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,7 @@ def _read(
     if not done and store.exists():
         teacher.notify("the teacher's logits of before belong to another model or other windows, and are read anew")
     with Reader.load(teacher.model, revision=teacher.revision, device=device) as reader:
-        first, begin, noted = done, time.monotonic(), 0.0
+        first, begin, noted = done, time.monotonic(), -math.inf
         while done < len(items):
             stop = store.stop_of(done, _BATCHES * reader.engine.batch_tokens)
             lessons = [_lesson(item, student, checkpoint) for item in items[done:stop]]
@@ -274,6 +275,8 @@ class _Store:
         done = self.done()
         try:
             self._logits.parent.mkdir(parents=True, exist_ok=True)
+            if not done:
+                self._state.unlink(missing_ok=True)  # it speaks of other logits
             with self._logits.open("r+b" if done else "wb") as file:
                 file.seek(self._bytes(done))
                 file.write(np.concatenate(logits).tobytes())

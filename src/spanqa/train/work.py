@@ -124,7 +124,7 @@ def training_arguments(settings: LoopSettings, work: Path) -> TrainingArguments:
         raise BackendError("fp16 training needs a GPU. Choose bf16 or fp32.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(work),
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.accumulation,
@@ -153,6 +153,11 @@ def training_arguments(settings: LoopSettings, work: Path) -> TrainingArguments:
             dataloader_pin_memory=not cpu,
             optim="adamw_torch_fused",
         )
+    if (
+        arguments.n_gpu > 1
+    ):  # of one process; transformers would share every batch among them, which our layouts are not made for
+        arguments._n_gpu = 1
+    return arguments
 
 
 def train_to_end(loop: TrainingLoop, work: Path, resume: bool) -> float:
