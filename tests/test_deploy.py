@@ -18,6 +18,7 @@ pytest.importorskip("jinja2")
 pytest.importorskip("packaging")
 pytest.importorskip("yaml")
 
+from spanqa.deploy.checks import check_program
 from spanqa.deploy.folder import RECORD, verify_folder, write_folder
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.deploy.targets import TARGETS
@@ -41,7 +42,7 @@ def verify(folder: Path) -> list[str]:
     return ["service.txt has a name"]
 
 
-PLAIN = Target("plain", "a target of this test", emit, verify)
+PLAIN = Target("plain", emit, verify)
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def unreadable(folder: Path) -> list[str]:
         return [(folder / "model").read_text()]
 
-    monkeypatch.setitem(TARGETS, "plain", Target("plain", "", emit, unreadable))
+    monkeypatch.setitem(TARGETS, "plain", Target("plain", emit, unreadable))
     write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings())
     with pytest.raises(DeploymentError, match=r"out/model' cannot be read: Is a directory\."):
         verify_folder(tmp_path / "out")
@@ -135,7 +136,7 @@ def test_nothing_is_left_of_a_folder_that_does_not_pass(tmp_path: Path, monkeypa
     def fail(folder: Path) -> list[str]:
         raise DeploymentError("no")
 
-    monkeypatch.setitem(TARGETS, "plain", Target("plain", "", emit, fail))
+    monkeypatch.setitem(TARGETS, "plain", Target("plain", emit, fail))
     with pytest.raises(DeploymentError, match=r"^no$"):
         write_folder(TARGETS["plain"], "spanqa-mini", tmp_path / "out", DeploySettings(), verify=True)
     assert list(tmp_path.iterdir()) == []
@@ -170,12 +171,13 @@ def test_settings_that_cannot_be(tmp_path: Path, plain: Target) -> None:
     "name", ["Deepset/BERT_large 2", "x", "9", "----", "a" * 50, "été", "a" * 31 + "-b", "model--v1.2"]
 )
 def test_every_name_becomes_a_label(name: str) -> None:
-    DeploySettings(name=label(name))
+    assert DeploySettings(name=label(name)).name == label(name)  # another one would be refused
 
 
 def test_the_wheel_is_one_that_can_be_installed_and_used(tmp_path: Path, mini: Reader) -> None:
-    name = write_wheel(tmp_path)
+    name, sha256 = write_wheel(tmp_path)
     first = (tmp_path / name).read_bytes()
+    assert sha256 == hashlib.sha256(first).hexdigest()
     write_wheel(tmp_path)
     assert (tmp_path / name).read_bytes() == first
     with zipfile.ZipFile(tmp_path / name) as wheel:
@@ -253,3 +255,19 @@ def test_the_command(tmp_path: Path, command: Command) -> None:
     assert done.returncode == 1 and "exists, so it is only checked" in done.stderr
     done = command("deploy", target, "--out", str(tmp_path / "out"))
     assert done.returncode == 1 and "already exists" in done.stderr
+
+
+def test_what_is_no_program_is_named_with_the_reason(tmp_path: Path) -> None:
+    file = tmp_path / "model.py"
+    with pytest.raises(DeploymentError, match=r"^1/model\.py is missing\. Make the folder again\.$"):
+        check_program(file, "1/model.py")
+    for content, reason in (
+        (b"x = (", r", line 1: "),
+        (b"x = '\x00'", r"(,| is not Python)"),
+        (b"# \xff\nx", r"(,| is not Python)"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DeploymentError, match=rf"^1/model\.py{reason}"):
+            check_program(file, "1/model.py")
+    file.write_text("x = 1\n")
+    check_program(file, "1/model.py")

@@ -264,7 +264,7 @@ def test_the_repository_is_what_triton_reads(repository: Path) -> None:
         ("harbour/config.pbtxt", "TYPE_INT64", "TYPE_INT32", r"has the tensors attention_mask TYPE_INT32 .*; expected attention_mask TYPE_INT64"),
         ("harbour-qa/config.pbtxt", '"start" data_type: TYPE_INT64 dims: [ 1 ]', '"start" data_type: TYPE_INT64 dims: [ 2 ]', r"start TYPE_INT64 \[2\]"),
         ("harbour/config.pbtxt", "max_batch_size: 32", "", "max_batch_size 0; expected .* at least 1"),
-        ("harbour-qa/1/model.py", "def execute", "der execute", "is not a Python program"),
+        ("harbour-qa/1/model.py", "def execute", "der execute", "harbour-qa/1/model.py, line"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_repository_is_found(

@@ -285,7 +285,7 @@ def takes() -> set[str]:
 
 @pytest.mark.skipif("private_link_region" not in takes(), reason="needs a newer huggingface_hub")
 def test_the_request_is_made_by_the_real_client_and_not_sent(made: dict[str, Path]) -> None:
-    assert huggingface.ARGUMENTS.keys() <= takes()
+    assert {name.rstrip("!") for name in huggingface.ARGUMENTS} <= takes()
     script = made["huggingface"] / "endpoint.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -306,18 +306,18 @@ def test_the_request_is_made_by_the_real_client_and_not_sent(made: dict[str, Pat
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("endpoint.json", '"scaling_metric"', '"scaling_metrics"', "there is no argument 'scaling_metrics'; expected some"),
+        ("endpoint.json", '"scaling_metric"', '"scaling_metrics"', "endpoint.json has no field 'scaling_metrics'; expected some"),
         ("endpoint.json", '"vendor": "aws",', "", "endpoint.json lacks 'vendor'"),
-        ("endpoint.json", '"min_replica": 1', '"min_replica": "1"', "min_replica is '1'; expected a int"),
-        ("endpoint.json", '"min_replica": 1', '"min_replica": true', "min_replica is True; expected a int"),
+        ("endpoint.json", '"min_replica": 1', '"min_replica": "1"', "min_replica is '1'; expected a value of type int"),
+        ("endpoint.json", '"min_replica": 1', '"min_replica": true', "min_replica is True; expected a value of type int"),
         ("endpoint.json", '"pendingRequests"', '"pending"', "scaling_metric is 'pending'; expected one of pendingRequests"),
         ("endpoint.json", '"max_replica": 3', '"max_replica": 0', "min_replica is 1 and max_replica is 0; expected 0 <= min"),
         ("endpoint.json", '"task"', '"scale_to_zero_timeout": 15, "task"', "scale_to_zero_timeout is set, and min_replica is 1"),
-        ("endpoint.json", '"task"', '"custom_image": {"ulr": "x"}, "task"', "custom_image has 'ulr'; expected some of url"),
+        ("endpoint.json", '"task"', '"custom_image": {"ulr": "x"}, "task"', "custom_image has no field 'ulr'; expected some of url"),
         ("endpoint.json", "{", "[", "endpoint.json"),
         ("repository/README.md", "question-answering", "text-generation", "pipeline_tag is 'text-generation'"),
         ("repository/README.md", "pipeline_tag: ", "pipeline_tag: [", "the front matter is not YAML"),
-        ("repository/handler.py", "def __call__(self, data):", "def __call__(self, data:", "handler.py': line"),
+        ("repository/handler.py", "def __call__(self, data):", "def __call__(self, data:", "repository/handler.py, line"),
     ],
 )  # fmt: skip
 def test_a_broken_edit_for_hugging_face_is_found(folder: Path, file: str, old: str, new: str, message: str) -> None:

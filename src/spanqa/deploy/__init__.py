@@ -5,5 +5,6 @@ folder.py      the folder: the model, the target's files, a README, and deployme
 wheel.py       the spanqa that is deployed: a wheel of this one, or a published version; the versions of what it needs
 render.py      templates to files
 container.py   the image that several targets run
+checks.py      what several targets check of files that a person may have edited
 one file for each target, and its templates under templates/
 """

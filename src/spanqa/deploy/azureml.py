@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spanqa.deploy.checks import check_fields, check_program
 from spanqa.deploy.container import memory
 from spanqa.deploy.manifests import read_yaml
 from spanqa.deploy.render import write
@@ -96,8 +97,7 @@ _AUTOSCALE = {
         },
     }],
 }  # fmt: skip
-"""What the files may hold: a type, types, the values that there are, fields of an object (! after those that have to be there), or the
-items of a list."""
+"""What the files may hold, as `check_fields` reads it."""
 
 
 def emit(folder: Path, deployment: Deployment) -> None:
@@ -137,29 +137,27 @@ def verify(folder: Path) -> list[str]:
     """Check the fields of each file, and what they say of each other."""
     lines = []
     endpoint, deployment = _read(folder / "endpoint.yml"), _read(folder / "deployment.yml")
-    _check(endpoint, _ENDPOINT, "endpoint.yml")
-    _check(deployment, _DEPLOYMENT, "deployment.yml")
+    registered = {f"{name}!": str for name in ("model", "environment") if _is_registered(deployment.get(name))}
+    check_fields(endpoint, _ENDPOINT, "endpoint.yml")
+    check_fields(deployment, {**_DEPLOYMENT, **registered}, "deployment.yml")
     _check_deployment(folder, deployment, endpoint)
     conda = _read(folder / "conda.yml")
-    _check(conda, _CONDA, "conda.yml")
+    check_fields(conda, _CONDA, "conda.yml")
     _check_python(conda)
     autoscale = _read(folder / "autoscale.json")
-    _check(autoscale, _AUTOSCALE, "autoscale.json")
+    check_fields(autoscale, _AUTOSCALE, "autoscale.json")
     _check_autoscale(autoscale)
     checked = ["endpoint.yml", "deployment.yml", "conda.yml", "autoscale.json"]
     private = folder / "endpoint-private.yml"
     if private.exists():
         other = _read(private)
-        _check(other, _ENDPOINT, private.name)
+        check_fields(other, _ENDPOINT, private.name)
         if other["name"] != endpoint["name"]:
             raise DeploymentError(f"{private.name}: name is {other['name']!r}; endpoint.yml has {endpoint['name']!r}.")
         checked.append(private.name)
         if "YOUR-" in private.read_text("utf-8"):
             lines.append(f"still to fill in, if you use it: the identity in {private.name}")
-    try:
-        compile((folder / "code" / "score.py").read_bytes(), "score.py", "exec")
-    except SyntaxError as error:
-        raise DeploymentError(f"code/score.py, line {error.lineno}: {error.msg}.") from None
+    check_program(folder / "code" / "score.py", "code/score.py")
     return [
         f"the fields of {', '.join(checked)}; score.py is Python",
         *lines,
@@ -189,38 +187,9 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _check(value: Any, wanted: Any, where: str) -> None:
-    """Compare a value, and what it holds, with what is wanted.
-
-    Raises:
-        DeploymentError: a field is unknown, missing, or has another type or value.
-    """
-    if isinstance(wanted, Mapping):
-        known = {name.rstrip("!"): each for name, each in wanted.items()}
-        if not isinstance(value, dict):
-            if isinstance(value, str) and value.startswith("azureml:") and where.endswith((": model", ": environment")):
-                return  # one that was registered before
-            raise DeploymentError(f"{where} is {value!r}; expected the fields {', '.join(known)}.")
-        for name, each in value.items():
-            if name not in known:
-                raise DeploymentError(f"{where} has no field {name!r}; expected some of {', '.join(known)}.")
-            _check(each, known[name], f"{where}: {name}" if where.endswith((".yml", ".json")) else f"{where}.{name}")
-        for name in known:
-            if f"{name}!" in wanted and name not in value:
-                raise DeploymentError(f"{where} lacks {name!r}. Add it, or make the folder again.")
-    elif isinstance(wanted, list):
-        if not isinstance(value, list):
-            raise DeploymentError(f"{where} is {value!r}; expected a list.")
-        for number, each in enumerate(value):
-            _check(each, wanted[0], f"{where}.{number}")
-    elif isinstance(wanted, tuple) and isinstance(wanted[0], str):
-        if value not in wanted:
-            raise DeploymentError(f"{where} is {value!r}; expected one of {', '.join(wanted)}.")
-    elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted not in (bool, object)):
-        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
-        raise DeploymentError(
-            f"{where} is {value!r}; expected a value of type {' or '.join(kind.__name__ for kind in kinds)}."
-        )
+def _is_registered(value: Any) -> bool:
+    """Whether a model or an environment is one that is at Azure already."""
+    return isinstance(value, str) and value.startswith("azureml:")
 
 
 def _check_deployment(folder: Path, deployment: Mapping[str, Any], endpoint: Mapping[str, Any]) -> None:
@@ -295,7 +264,6 @@ def _check_autoscale(autoscale: Mapping[str, Any]) -> None:
 
 TARGET = Target(
     name="azureml",
-    summary="Azure ML managed online endpoints",
     emit=emit,
     verify=verify,
 )

@@ -32,7 +32,7 @@ def emit_container(folder: Path, deployment: Deployment, *, model_at: str | None
     cuda = settings.device == "cuda"
     requirements = "requirements-cuda.txt" if cuda else "requirements.txt"
     write_text(folder / requirements, "\n".join(pinned(_extras(deployment))) + "\n")
-    wheel = "" if settings.from_pypi else write_wheel(folder)
+    wheel, sha256 = ("", "") if settings.from_pypi else write_wheel(folder)
     dockerfile = "Dockerfile.cuda" if cuda else "Dockerfile"
     text = render(
         "container/Dockerfile",
@@ -40,7 +40,7 @@ def emit_container(folder: Path, deployment: Deployment, *, model_at: str | None
         python=f"{sys.version_info.major}.{sys.version_info.minor}",  # for which the pinned versions are known to exist
         requirements=requirements,
         wheel=wheel,
-        wheel_sha256=_sha256(folder / wheel) if wheel else "",
+        wheel_sha256=sha256,
         version=settings.from_pypi,
         copies=model_at is None,
         model=model_at or "/model",
@@ -121,7 +121,7 @@ def verify_container(folder: Path) -> list[str]:
                         f"{path.name} copies {source!r}, which the folder lacks. Make the folder again."
                     )
         for wheel, digest in re.findall(r"/(spanqa-[^/]+\.whl)#sha256=(\w+)", text):
-            if not (folder / wheel).is_file() or _sha256(folder / wheel) != digest:
+            if not (folder / wheel).is_file() or hashlib.sha256((folder / wheel).read_bytes()).hexdigest() != digest:
                 raise DeploymentError(
                     f"{path.name} expects another {wheel}: there is none whose SHA-256 is {digest}. Make the folder again."
                 )
@@ -132,7 +132,3 @@ def verify_container(folder: Path) -> list[str]:
             lines.append(f"not pinned in {path.name}, because they are not installed here: {', '.join(loose)}")
     lines.append("not checked: that the images build, because there is no builder here")
     return lines
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.checkpoint import CARD
+from spanqa.deploy.checks import check_fields, check_program
 from spanqa.deploy.container import PORT, emit_container, memory, verify_container
 from spanqa.deploy.render import write
 from spanqa.deploy.target import Deployment, Target
@@ -34,17 +35,14 @@ _CPUS = {"x2": 4, "x4": 8, "x8": 16, "x16": 32}
 _GPUS = {"nvidia-t4": 14, "nvidia-l4": 24, "nvidia-a100": 80}
 """Gigabytes of instances at AWS in 2025, https://huggingface.co/docs/inference-endpoints/support/pricing: sizes of intel-spr, and GPUs."""
 
-_NEEDED = (
-    "name", "repository", "framework", "accelerator", "instance_type", "instance_size", "region", "vendor", "min_replica", "max_replica",
-)  # fmt: skip
-ARGUMENTS: dict[str, type | tuple[str, ...]] = {
-    **dict.fromkeys(_NEEDED, str),
-    "accelerator": ("cpu", "gpu", "neuron"),
-    "vendor": ("aws", "azure", "gcp"),
-    "min_replica": int,
-    "max_replica": int,
+ARGUMENTS = {
+    **dict.fromkeys(("name!", "repository!", "framework!", "instance_type!", "instance_size!", "region!"), str),
+    "accelerator!": ("cpu", "gpu", "neuron"),
+    "vendor!": ("aws", "azure", "gcp"),
+    "min_replica!": int,
+    "max_replica!": int,
     "scaling_metric": ("pendingRequests", "hardwareUsage"),
-    "scaling_threshold": float,
+    "scaling_threshold": (int, float),
     "scale_to_zero_timeout": int,
     "revision": str,
     "task": str,
@@ -52,7 +50,7 @@ ARGUMENTS: dict[str, type | tuple[str, ...]] = {
     "namespace": str,
     "private_link_account_id": str,
     "private_link_region": str,
-    "custom_image": dict,
+    "custom_image": {"url": str, "port": int, "healthRoute": str},
     "container_registry_username": str,
     "container_registry_password": str,
     "container_command": list,
@@ -64,9 +62,7 @@ ARGUMENTS: dict[str, type | tuple[str, ...]] = {
     "cache_http_responses": bool,
     "tags": list,
 }
-"""What `HfApi.create_inference_endpoint` takes, in huggingface_hub 2.4: a type, or the values that there are."""
-
-_IMAGE = ("url", "port", "healthRoute")
+"""What `HfApi.create_inference_endpoint` takes, in huggingface_hub 2.4, as `check_fields` reads it."""
 
 _TASK = "question-answering"
 _HANDLER = ("handler.py", "carried.py", "requirements.txt")
@@ -213,10 +209,7 @@ def _check_handler(repository: Path) -> list[str]:
         if not (repository / name).exists():
             raise DeploymentError(f"{str(repository / name)!r} is missing. Make the folder again.")
     for name in ("handler.py", "carried.py"):
-        try:
-            compile((repository / name).read_bytes(), name, "exec")
-        except SyntaxError as error:
-            raise DeploymentError(f"{str(repository / name)!r}: line {error.lineno}: {error.msg}.") from None
+        check_program(repository / name, f"repository/{name}")
     return ["handler.py and carried.py are Python"]
 
 
@@ -239,20 +232,7 @@ def check_arguments(arguments: Mapping[str, Any], name: str = "endpoint.json") -
     Raises:
         DeploymentError: there is no such argument, one is missing, or one has a value that the platform does not take.
     """
-    for unknown in (each for each in arguments if each not in ARGUMENTS):
-        raise DeploymentError(f"{name}: there is no argument {unknown!r}; expected some of {', '.join(ARGUMENTS)}.")
-    for missing in (each for each in _NEEDED if each not in arguments):
-        raise DeploymentError(f"{name} lacks {missing!r}. Make the folder again, or add it.")
-    for field, value in arguments.items():
-        wanted = ARGUMENTS[field]
-        kinds = wanted if isinstance(wanted, type) else type(wanted[0])
-        fits = isinstance(value, kinds) and not (isinstance(value, bool) and kinds is not bool)
-        if not fits and not (kinds is float and type(value) is int):
-            raise DeploymentError(f"{name}: {field} is {value!r}; expected a {kinds.__name__}.")
-        if not isinstance(wanted, type) and value not in wanted:
-            raise DeploymentError(f"{name}: {field} is {value!r}; expected one of {', '.join(wanted)}.")
-    for unknown in (each for each in arguments.get("custom_image", {}) if each not in _IMAGE):
-        raise DeploymentError(f"{name}: custom_image has {unknown!r}; expected some of {', '.join(_IMAGE)}.")
+    check_fields(arguments, ARGUMENTS, name)
     least, most = arguments["min_replica"], arguments["max_replica"]
     if not 0 <= least <= most or most < 1:
         raise DeploymentError(
@@ -266,7 +246,6 @@ def check_arguments(arguments: Mapping[str, Any], name: str = "endpoint.json") -
 
 TARGET = Target(
     name="huggingface",
-    summary="Hugging Face Inference Endpoints",
     emit=emit,
     verify=verify,
     model="repository",

@@ -60,4 +60,4 @@ def verify(folder: Path) -> list[str]:
     return lines + [f"still to fill in: {place}" for each in found for place in to_fill_in(each)]
 
 
-TARGET = Target(name="kserve", summary="an InferenceService over the server, scaled by KEDA", emit=emit, verify=verify)
+TARGET = Target(name="kserve", emit=emit, verify=verify)

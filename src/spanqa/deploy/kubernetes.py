@@ -255,7 +255,6 @@ def _check_metrics(where: str, spec: Mapping[str, Any], deployment: Manifest) ->
 
 TARGET = Target(
     name="kubernetes",
-    summary="Deployment, Service and the rest, for kustomize; CPU, GPU, down to zero with KEDA",
     emit=emit,
     verify=verify,
     scales_to_zero=True,

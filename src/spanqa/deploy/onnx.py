@@ -171,7 +171,6 @@ def _encode(file: Path) -> list[int]:
 
 TARGET = Target(
     "onnx",
-    "An ONNX graph and its tokenizer, for whatever runs ONNX.",
     emit,
     verify,
     model=None,

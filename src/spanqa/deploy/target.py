@@ -89,7 +89,6 @@ class Target:
     """
 
     name: str
-    summary: str
     emit: Callable[[Path, Deployment], None]
     verify: Callable[[Path], list[str]]
     model: str | None = "model"

@@ -8,7 +8,6 @@ example-load.json                  for perf_analyzer
 Sources: Triton, docs/user_guide/model_configuration.md; onnxruntime_backend, README.md; python_backend, README.md.
 """
 
-import ast
 import importlib.util
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from spanqa.checkpoint import Checkpoint
 from spanqa.deploy import onnx
+from spanqa.deploy.checks import check_program
 from spanqa.deploy.render import render
 from spanqa.deploy.target import Deployment, Target
 from spanqa.deploy.wheel import carry, pinned
@@ -78,7 +78,7 @@ def verify(folder: Path) -> list[str]:
     for version in sorted(each for each in (folder / REPOSITORY).glob("*/*/") if each.name.isdecimal()):
         if (version / onnx.MODEL).exists():
             lines += onnx.check_model(version)
-        _check_program(version / "model.py")
+        check_program(version / "model.py", (version / "model.py").relative_to(folder).as_posix())
     configurations = sorted((folder / REPOSITORY).glob("**/*.pbtxt"))
     if importlib.util.find_spec("tritonclient") is None or importlib.util.find_spec("grpc") is None:
         return [*lines, "not checked: config.pbtxt, because tritonclient is missing: pip install 'tritonclient[grpc]'"]
@@ -89,13 +89,6 @@ def verify(folder: Path) -> list[str]:
         f"{len(configurations)} configurations: read with Triton's schema; names, types and shapes are those of the graph",
         "not checked: Dockerfile, because it needs Docker and Triton's image",
     ]
-
-
-def _check_program(file: Path) -> None:
-    try:
-        ast.parse(file.read_text("utf-8"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DeploymentError(f"{str(file)!r} is not a Python program: {error}.") from None
 
 
 def _check_configuration(file: Path) -> None:
@@ -158,7 +151,6 @@ def _show(tensors: dict[str, tuple[str, list[int]]]) -> str:
 
 TARGET = Target(
     "triton",
-    "A model repository for Triton Inference Server: the graph, and answers through the python backend.",
     emit,
     verify,
     model=None,

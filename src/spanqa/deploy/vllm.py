@@ -10,8 +10,6 @@ Sources: vllm, vllm/model_executor/models/{bert,registry}.py, vllm/entrypoints/p
 pull requests 21985 (segment ids) and 47991 (RoBERTa); safetensors, README.md (the format).
 """
 
-import ast
-import hashlib
 import json
 import shutil
 import struct
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spanqa.checkpoint import CARD, CONFIG, SETTINGS, Checkpoint
+from spanqa.deploy.checks import check_program
 from spanqa.deploy.onnx import check_family
 from spanqa.deploy.render import render
 from spanqa.deploy.target import Deployment, Target
@@ -55,14 +54,14 @@ def emit(folder: Path, deployment: Deployment) -> None:
     labels = {"id2label": _LABELS, "label2id": {label: int(number) for number, label in _LABELS.items()}}
     write_json(model / CONFIG, {**checkpoint.config, "architectures": [architecture], **labels})
     _write_weights(checkpoint, model / WEIGHTS)
-    wheel = "" if settings.from_pypi else write_wheel(folder)
+    wheel, sha256 = ("", "") if settings.from_pypi else write_wheel(folder)
     values = {
         "name": deployment.name,
         "architecture": architecture,
         "segments": checkpoint.tokenizer.template.highest_type > 0,
         "longest": checkpoint.max_seq_length,
         "wheel": wheel,
-        "sha256": hashlib.sha256((folder / wheel).read_bytes()).hexdigest() if wheel else "",
+        "sha256": sha256,
         "version": settings.from_pypi,
     }
     program = "engine.py" if values["segments"] else "served.py"
@@ -142,11 +141,11 @@ def verify(folder: Path) -> list[str]:
             )
         for name in expected:
             files.read(name)
-        ast.parse((folder / "ask.py").read_text("utf-8"))
     except DeploymentError:
         raise
-    except (CheckpointError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except (CheckpointError, KeyError, OSError, TypeError, ValueError) as error:
         raise DeploymentError(f"{str(folder)!r} is not whole: {error}") from None
+    check_program(folder / "ask.py", "ask.py")
     return [
         f"model/: the parameters of {architecture} with two labels, all of them numbers",
         "not checked: that vLLM computes it, because vLLM needs a GPU; compare the first answers with those of `spanqa ask`",
@@ -155,7 +154,6 @@ def verify(folder: Path) -> list[str]:
 
 TARGET = Target(
     "vllm",
-    "The checkpoint as a token classifier with two labels, for vLLM's pooling.",
     emit,
     verify,
     model=None,

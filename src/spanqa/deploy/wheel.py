@@ -22,8 +22,8 @@ _LIKE = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine"
 """The machine that the versions are for."""
 
 
-def write_wheel(folder: Path) -> str:
-    """Write a wheel of this spanqa into a folder, the same bytes each time, and return its name.
+def write_wheel(folder: Path) -> tuple[str, str]:
+    """Write a wheel of this spanqa into a folder, the same bytes each time, and return its name and its SHA-256.
 
     Raises:
         InputError: spanqa was not installed, but is run from its source.
@@ -52,13 +52,12 @@ def write_wheel(folder: Path) -> str:
             wheel.writestr(entry, data)
     name = f"spanqa-{found.version}-py3-none-any.whl"
     (folder / name).write_bytes(made.getvalue())
-    return name
+    return name, hashlib.sha256(made.getvalue()).hexdigest()
 
 
 def carry(folder: Path, settings: DeploySettings) -> None:
     """Write `carried.py`, with which a script of the folder finds spanqa, and a wheel of this spanqa, unless pip installs it."""
-    wheel = "" if settings.from_pypi else write_wheel(folder)
-    sha256 = hashlib.sha256((folder / wheel).read_bytes()).hexdigest() if wheel else ""
+    wheel, sha256 = ("", "") if settings.from_pypi else write_wheel(folder)
     (folder / "carried.py").write_text(render("python/carried.py", wheel=wheel, sha256=sha256), "utf-8")
 
 
