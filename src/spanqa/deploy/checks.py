@@ -51,7 +51,7 @@ def check_program(file: Path, name: str) -> None:
         DeploymentError: it is missing, or no Python.
     """
     try:
-        compile(file.read_bytes(), name, "exec", dont_inherit=True)
+        compile(file.read_text("utf-8"), name, "exec", dont_inherit=True)
     except FileNotFoundError:
         raise DeploymentError(f"{name} is missing. Make the folder again.") from None
     except SyntaxError as error:
