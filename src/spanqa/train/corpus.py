@@ -47,7 +47,7 @@ _WINDOWS, _ABOUT = "windows.arrow", "corpus.json"
 
 @dataclass(slots=True)
 class CorpusReport:
-    """What was read: texts (parts of long ones count), and their windows and tokens.
+    """What was read: texts (parts of long ones count), their windows, and all tokens that were read.
 
     `empty` texts hold nothing to learn from. `unknown_tokens` are those that the tokenizer has no token for. `long_word_tokens`
     belong to words that are too long to be chosen, as runs of Thai letters are. `skipped` are files in folders that hold no text.
@@ -287,6 +287,8 @@ def _windows(
     for text, tokens in zip(filled, tokenizer.encode_many(filled, offsets=True) if filled else [], strict=True):
         words = words_of(text, tokens, unknown)
         cuts = cut_words(words, room)
+        report.tokens += len(tokens)
+        report.unknown_tokens += int((tokens.ids == unknown).sum())
         if not cuts:
             report.empty += 1
             continue
@@ -294,8 +296,6 @@ def _windows(
         digest.update(mark)
         report.texts += 1
         report.windows += len(cuts)
-        report.tokens += sum(stop - first for first, stop in cuts)
-        report.unknown_tokens += int((tokens.ids == unknown).sum())
         lengths = np.bincount(words[words != NO_WORD])
         report.long_word_tokens += int(lengths[lengths > longest].sum())
         for first, stop in cuts:
@@ -344,9 +344,11 @@ class Corpus:
             InputError: there are not two windows.
         """
         if len(self) < 2:
+            unknown, tokens = self.report.unknown_tokens, self.report.tokens
             raise InputError(
                 f"The texts make {len(self)} window{'' if len(self) == 1 else 's'}; expected at least two, to train on one and measure "
                 "on the other. Give more text, or a smaller --max-seq-length."
+                + (f" Of {tokens:,} tokens, {unknown:,} are unknown to the model's tokenizer." if unknown else "")
             )
         count = held_out(len(self))
         of_text = self._texts.to_numpy()
