@@ -260,6 +260,11 @@ def opened_checkpoint(
         yield replace(_open(copy), path=path, verified=copy)
 
 
+def name_for_records(model: str | os.PathLike[str]) -> str:
+    """Return a model's name for records that others read: of a folder its own name, without where it lies on this machine."""
+    return Path(model).name if Path(model).exists() else os.fspath(model)
+
+
 def is_in_hub_cache(path: Path) -> bool:
     """Whether a folder is a snapshot in the cache of the hub, which holds the files of a model that were asked for."""
     return path.resolve().parent.name == "snapshots"

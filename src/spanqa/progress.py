@@ -1,6 +1,10 @@
 """How long work reports its progress: one protocol for all of it, shown by the caller that passed it."""
 
+from collections.abc import Callable
 from typing import Protocol
+
+Notify = Callable[[str], object]
+"""Called with each line that the user should see before long work begins."""
 
 
 class Progress(Protocol):
@@ -12,3 +16,7 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, note: str = "") -> None:
     """Report nothing."""
+
+
+def ignore(line: str) -> None:
+    """Show nothing."""

@@ -176,9 +176,7 @@ class OpenVinoBackend:
             self._settings["CPU_RUNTIME_CACHE_CAPACITY"] = str(_KERNELS_KEPT)
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-            if (
-                device == "cpu"
-            ):  # other processes have the other cores, and each would pin its threads to the first ones
+            if device == "cpu":  # other processes have the other cores; each would pin its threads to the first ones
                 self._settings["ENABLE_CPU_PINNING"] = False
         self._layers = tuple(range(checkpoint.encoder.layers))
         self._requests: Graphs[Requests] = Graphs()

@@ -2,7 +2,6 @@
 
 import json
 import os
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +48,7 @@ def adapt(
     """
     from spanqa.extras import require
     from spanqa.files import check_is_new
+    from spanqa.progress import ignore
 
     require("adapt")
     check_is_new(out)
@@ -60,26 +60,14 @@ def adapt(
         "learning_rate": learning_rate, "batch_size": batch_size, "accumulation": accumulation, "dtype": dtype, "seed": seed,
         "device": device,
     }  # fmt: skip
-    with options.progress_bar("step", lines=True) if first else nullcontext(_silent) as progress:
+    with options.lines_or_bar("step", shown=first) as progress:
         done = run(
             texts, out, model=model, revision=revision, text_column=text_column, resume=resume,
-            notify=_print_note if first else _ignore, progress=progress,
+            notify=options.print_note if first else ignore, progress=progress,
             **{name: value for name, value in changes.items() if value is not None},
         )  # fmt: skip
     if done is not None:
         _print_result(done, as_json)
-
-
-def _silent(done: int, total: int, note: str = "") -> None:
-    """Show nothing."""
-
-
-def _ignore(line: str) -> None:
-    """Show nothing."""
-
-
-def _print_note(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _print_result(done: "Adapted", as_json: bool) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -148,3 +148,15 @@ def progress_bar(what: str, *, lines: bool = False) -> "Iterator[Progress]":
             bar.update(task, completed=done, total=total, rate=rate, description=f"{what} {note}" if note else None)
 
         yield update
+
+
+def lines_or_bar(what: str, *, shown: bool) -> "AbstractContextManager[Progress]":
+    """Show progress as `progress_bar` does, and its notes as lines where there is no terminal; nothing unless `shown`."""
+    from spanqa.progress import silent
+
+    return progress_bar(what, lines=True) if shown else nullcontext(silent)
+
+
+def print_note(line: str) -> None:
+    """Show a line on standard error."""
+    typer.echo(line, err=True)

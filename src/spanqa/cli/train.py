@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,8 @@ def train(
         raise typer.BadParameter("a learning curve has no teacher", param_hint="--learning-curve")
     if sizes is None:
         check_is_new(out)
-    from spanqa.train.recipe import fine_tune, ignore, read_questions, train_learning_curve
+    from spanqa.progress import ignore
+    from spanqa.train.recipe import fine_tune, read_questions, train_learning_curve
 
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, only the first one prints
     changes = {
@@ -116,7 +117,7 @@ def train(
     }  # fmt: skip
     chosen: dict[str, Any] = {
         "model": model, "revision": revision, "max_seq_length": max_seq_length, "overlap": overlap,
-        "max_answer_tokens": max_answer_tokens, "notify": _print_note if first else ignore,
+        "max_answer_tokens": max_answer_tokens, "notify": options.print_note if first else ignore,
         **{name: value for name, value in changes.items() if value is not None},
     }  # fmt: skip
     questions = read_questions(
@@ -129,7 +130,7 @@ def train(
         notify=chosen["notify"],
     )
     if sizes is not None:
-        with _progress("models", first) as progress:
+        with options.lines_or_bar("models", shown=first) as progress:
             points = train_learning_curve(questions, out, sizes, seeds=seeds or 3, progress=progress, **chosen)
         _print_curve(points, out, questions, as_json)
         return
@@ -140,12 +141,6 @@ def train(
         )  # fmt: skip
     if done is not None:
         _print_result(done, questions, as_json)
-
-
-def _progress(what: str, shown: bool) -> "AbstractContextManager[Progress]":
-    from spanqa.progress import silent
-
-    return options.progress_bar(what, lines=True) if shown else nullcontext(silent)
 
 
 @contextmanager
@@ -159,14 +154,10 @@ def _bars(*what: str, shown: bool) -> "Iterator[list[Progress]]":
             nonlocal current, bar
             if name != current:
                 stack.close()
-                current, bar = name, stack.enter_context(_progress(name, shown))
+                current, bar = name, stack.enter_context(options.lines_or_bar(name, shown=shown))
             bar(done, total, note)
 
         yield [partial(update, name) for name in what]
-
-
-def _print_note(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _sizes(text: str) -> list[int]:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spanqa import __version__
-from spanqa.checkpoint import Checkpoint, copy_checkpoint, opened_checkpoint
+from spanqa.checkpoint import Checkpoint, copy_checkpoint, name_for_records, opened_checkpoint
 from spanqa.deploy.target import Deployment, DeploySettings, Target, label
 from spanqa.errors import CheckpointError, DatasetError, DeploymentError, InputError
 from spanqa.families import FAMILIES
@@ -147,13 +147,12 @@ def _copy_keys(keys: Sequence[str], folder: Path) -> tuple[str, ...]:
 def _write_record(folder: Path, target: Target, model: str, deployment: Deployment, fixed: Sequence[str]) -> None:
     settings = deployment.settings
     files = _hashes(folder)
-    name = Path(model).name if Path(model).exists() else model  # no folder of this machine
     record = {
         "format": FORMAT,
         "target": target.name,
         "name": deployment.name,
         "spanqa": settings.from_pypi or __version__,
-        "model": {"name": name, "weights_sha256": deployment.model.weights.sha256},
+        "model": {"name": name_for_records(model), "weights_sha256": deployment.model.weights.sha256},
         "settings": {name: getattr(settings, name) for name in settings.__slots__},
         "fixed": [
             name for name in files if name in fixed or any(fnmatchcase(name, each) for each in ("*.whl", *target.fixed))

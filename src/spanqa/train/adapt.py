@@ -5,8 +5,8 @@
     OUT.training/corpus        beside what every run has there: the windows of the texts
     OUT.training/found.json    what was measured on held-out texts, by step
 
-The result has the base model's files and, beside its own heads, one for masked language modelling. `spanqa train --model` takes
-it, and where the base could answer questions, so can the result. It is the model after the last step: the learning rate falls to 0,
+The result has the base model's tokenizer and settings, and a head for masked language modelling. `spanqa train --model` takes it, and
+where the base could answer questions, it keeps that head, too. It is the model after the last step: the learning rate falls to 0,
 and a model chosen by what was measured would look better than it is.
 
 What it needs: pip install 'spanqa[train]'.
@@ -14,7 +14,7 @@ What it needs: pip install 'spanqa[train]'.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,18 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from spanqa.backends.torch import build_masked_lm, question_answering_head
-from spanqa.checkpoint import BUNDLED, CARD, CONFIG, Checkpoint, open_checkpoint, write_settings
+from spanqa.checkpoint import BUNDLED, CARD, CONFIG, Checkpoint, name_for_records, open_checkpoint, write_settings
 from spanqa.errors import InputError
 from spanqa.evaluate.record import describe_run
 from spanqa.extras import require
 from spanqa.files import read_object, write_json, write_text
-from spanqa.progress import Progress, silent
+from spanqa.progress import Notify, Progress, ignore, silent
 from spanqa.train.card import adapted_card
 from spanqa.train.corpus import Corpus, CorpusSettings, identity, text_files, write_corpus
 from spanqa.train.loop import TrainingLoop
 from spanqa.train.masked_lm import ChosenWindows, HeldOut, MaskedWords, Predictions, predict_only_chosen
 from spanqa.train.masking import mask_tokens, wanted
-from spanqa.train.settings import AdaptSettings, adapt_preset
+from spanqa.train.settings import AdaptSettings, adapt_preset, hidden_size_of
 from spanqa.train.work import (
     check_space,
     deliver,
@@ -78,7 +78,7 @@ def adapt(
     revision: str | None = None,
     text_column: str = "text",
     resume: bool = False,
-    notify: Callable[[str], None] = lambda line: None,
+    notify: Notify = ignore,
     progress: Progress = silent,
     **changes: Any,
 ) -> Adapted | None:
@@ -119,12 +119,12 @@ def adapt(
         form = prepared(network, base, settings.layout)
         if first:
             check_space(network, out.parent)
-        limit = wanted(room)
-        for line in _notes(corpus, len(held_out), base, has_head, limit if settings.masking == "word" else None):
+        longest_word = wanted(room) if settings.masking == "word" else None
+        for line in _notes(corpus, len(held_out), base, has_head, longest_word):
             notify(line)
-        objective = MaskedWords(form, template, tokens, settings.masking, limit, settings.seed)
+        objective = MaskedWords(form, template, tokens, settings.masking, settings.seed)
         measured = HeldOut(
-            network, form, template, tokens.mask, [corpus[int(each)] for each in held_out], limit, work / "found.json"
+            network, form, template, tokens.mask, [corpus[int(each)] for each in held_out], work / "found.json"
         )
         loop = TrainingLoop(
             network,
@@ -166,8 +166,7 @@ def _settings(base: Checkpoint, changes: Mapping[str, Any]) -> AdaptSettings:
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise InputError(f"There is no setting {unknown[0]!r} of adapting. Expected one of {', '.join(known)}.")
-    hidden_size = int(base.config.get("hidden_size") or base.config.get("dim") or 768)
-    settings = replace(adapt_preset(hidden_size), **changes)
+    settings = replace(adapt_preset(hidden_size_of(base.config)), **changes)
     most = base.max_seq_length
     if settings.max_seq_length is not None and settings.max_seq_length > most:
         raise InputError(f"max_seq_length is {settings.max_seq_length}, but this model reads at most {most} tokens.")
@@ -223,7 +222,7 @@ def _notes(corpus: Corpus, held_out: int, base: Checkpoint, has_head: bool, long
 
 def _record(model: File, base: Checkpoint, corpus: Corpus, settings: AdaptSettings) -> dict[str, Any]:
     return {
-        "base": Path(model).name if Path(model).exists() else str(model),
+        "base": name_for_records(model),
         "base_sha256": base.weights.sha256,
         "texts": {**asdict(corpus.report), "sha256": corpus.sha256},
         "settings": asdict(settings),

@@ -46,7 +46,7 @@ class ChosenWindows(Sequence[TextWindow]):
 
 @dataclass(slots=True)
 class MaskedWords:
-    """Predict the chosen tokens of each window. `template` is that of a text; `limit` the most tokens of a window to choose.
+    """Predict the chosen tokens of each window. `template` is that of a text.
 
     `epoch` changes as training goes on (`new_masks`).
     """
@@ -55,7 +55,6 @@ class MaskedWords:
     template: Template
     tokens: MaskTokens
     kind: Masking = "word"
-    limit: int | None = None
     seed: int = 0
     epoch: int = 0
 
@@ -67,7 +66,7 @@ class MaskedWords:
         chosen, read = [], []
         for window in windows:
             draw = np.random.default_rng((self.seed, self.epoch, window.number))
-            chosen.append(choose(window.words, draw, self.kind, self.limit))
+            chosen.append(choose(window.words, draw, self.kind))
             read.append(replace(window.ids, chosen[-1], self.tokens, draw))
         laid_out = lay_out(self.format, read, self.template)
         places, labels = places_of(laid_out, self.template, [window.ids for window in windows], chosen)
@@ -152,7 +151,6 @@ def measure(
     template: Template,
     mask: int,
     windows: Sequence[TextWindow],
-    limit: int | None = None,
 ) -> Predictions:
     """Hide whole words of each window behind the mask token, always the same ones, and see how well they are predicted."""
     right, of_word, total = [np.empty(0, np.bool_)], [np.empty(0, np.int64)], 0.0
@@ -160,7 +158,7 @@ def measure(
     network.eval()
     for first in range(0, len(windows), _MEASURED_AT_ONCE):
         batch = windows[first : first + _MEASURED_AT_ONCE]
-        chosen = [choose(each.words, np.random.default_rng(each.number), "word", limit) for each in batch]
+        chosen = [choose(each.words, np.random.default_rng(each.number)) for each in batch]
         hidden = [each.ids.copy() for each in batch]
         for ids, places in zip(hidden, chosen, strict=True):
             ids[places] = mask
@@ -192,7 +190,6 @@ class HeldOut:
     template: Template
     mask: int
     windows: Sequence[TextWindow]
-    limit: int | None
     path: Path
     found: dict[int, Predictions] = field(default_factory=dict)
     name: str = "Accuracy"
@@ -205,6 +202,6 @@ class HeldOut:
     def __call__(self, step: int) -> float:
         """Return the share of hidden words that are predicted, in percent."""
         if step not in self.found:
-            self.found[step] = measure(self.network, self.form, self.template, self.mask, self.windows, self.limit)
+            self.found[step] = measure(self.network, self.form, self.template, self.mask, self.windows)
             write_json(self.path, {str(at): asdict(each) for at, each in self.found.items()})
         return self.found[step].words

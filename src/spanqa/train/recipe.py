@@ -15,20 +15,20 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spanqa.answers import AnswerSettings
 from spanqa.calibration import Calibration
-from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, open_checkpoint, read_settings
+from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, name_for_records, open_checkpoint, read_settings
 from spanqa.errors import InputError, SpanQAWarning
 from spanqa.evaluate.record import describe_run, questions_sha256
 from spanqa.evaluate.tune import Tuned, fit, gather, store
 from spanqa.extras import require
 from spanqa.files import check_is_new, shown, write_text
-from spanqa.progress import Progress, silent
+from spanqa.progress import Notify, Progress, ignore, silent
 from spanqa.reader import Reader, stored_settings
 from spanqa.squad import Example
 from spanqa.tables import read_labelled
@@ -42,7 +42,7 @@ from spanqa.train.labels import (
     on_other_passages,
     shared_passages,
 )
-from spanqa.train.settings import TrainSettings, preset
+from spanqa.train.settings import TrainSettings, hidden_size_of, preset
 from spanqa.train.teacher import Teacher
 from spanqa.windows import WindowSettings
 
@@ -50,12 +50,6 @@ if TYPE_CHECKING:
     from spanqa.train.run import Trained
 
 File = str | os.PathLike[str]
-Notify = Callable[[str], None]
-"""Called with each line that the user should see before training starts."""
-
-
-def ignore(line: str) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,10 +278,8 @@ class _Plan:
 
     def settings(self, questions: int, seed: int | None = None) -> TrainSettings:
         """Return the settings for a number of questions; `seed` replaces the one in the changes."""
-        config = self.base.config
-        hidden_size = int(config.get("hidden_size") or config.get("dim") or 768)
         changes = dict(self.changes) if seed is None else {**self.changes, "seed": seed}
-        return replace(preset(questions, hidden_size), **changes)
+        return replace(preset(questions, hidden_size_of(self.base.config)), **changes)
 
 
 def _plan(
@@ -347,12 +339,12 @@ def _notes(questions: Questions, model: File, base: Checkpoint, teacher: Teacher
     taught_by: dict[str, Any] = {}
     if teacher is not None:
         taught_by = {
-            "teacher": _name(teacher.model),
+            "teacher": name_for_records(teacher.model),
             "teacher_sha256": open_checkpoint(teacher.model, teacher.revision).weights.sha256,
             "unlabelled_questions": len(questions.unlabelled),
         }
     return {
-        "base": _name(model),
+        "base": name_for_records(model),
         "base_sha256": base.weights.sha256,
         **taught_by,
         "data": [dict(file) for file in questions.files],
@@ -361,10 +353,6 @@ def _notes(questions: Questions, model: File, base: Checkpoint, teacher: Teacher
         "labels": [report.counts for report in questions.reports.values()],
         "command": describe_run()["command"],
     }
-
-
-def _name(model: File) -> str:
-    return Path(model).name if Path(model).exists() else str(model)
 
 
 def _seed_folder(out: Path, seed: int, seeds: int) -> Path:

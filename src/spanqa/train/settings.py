@@ -1,6 +1,8 @@
 """How to train: the settings, and presets for few labels, for many, and for plain text. No framework is loaded here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from spanqa.batches import BatchLayout
 from spanqa.errors import InputError
@@ -100,6 +102,11 @@ class AdaptSettings(LoopSettings):
             raise InputError(f"masking is {self.masking!r}; expected word or token.")
         if self.max_seq_length is not None and not self.max_seq_length >= 8:
             raise InputError(f"max_seq_length is {self.max_seq_length!r}; expected a whole number, at least 8.")
+
+
+def hidden_size_of(config: Mapping[str, Any]) -> int:
+    """Return the hidden size that a config.json names, 768 where it names none."""
+    return int(config.get("hidden_size") or config.get("dim") or 768)
 
 
 def preset(questions: int, hidden_size: int) -> TrainSettings:

@@ -155,7 +155,7 @@ def training_arguments(settings: LoopSettings, work: Path) -> TrainingArguments:
         )
     if (
         arguments.n_gpu > 1
-    ):  # of one process; transformers would share every batch among them, which our layouts are not made for
+    ):  # in one process: transformers would cut each batch into parts, which our layouts are not made for
         arguments._n_gpu = 1
     return arguments
 
