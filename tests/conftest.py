@@ -173,6 +173,17 @@ def need() -> Callable[[str], None]:
     return need_backend
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small products of torch are faster on one thread, and far faster where other work keeps the processor busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def transformers() -> Any:
     """The package, for tests against transformers' own models."""

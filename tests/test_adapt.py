@@ -11,7 +11,7 @@ import signal
 import string
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,7 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products are faster on one thread, and far faster where other work keeps the processor busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_vocabulary(folder: Path) -> None:
@@ -436,19 +430,16 @@ def test_a_word_counts_as_predicted_if_all_its_tokens_are(base: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def adapted(
-    base: Path, lines: Path, tmp_path_factory: pytest.TempPathFactory
+    one_thread: None, base: Path, lines: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Adapted, list[str], list[tuple[int, int, str]]]:
     """A model that has learned, and what was said meanwhile."""
     out = tmp_path_factory.mktemp("adapted") / "out"
     notes: list[str] = []
     seen: list[tuple[int, int, str]] = []
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     done = adapt(
         lines, out, model=base, notify=notes.append, progress=lambda done, total, note="": seen.append((done, total, note)),
         **{**QUICK, "max_steps": 150, "batch_size": 16, "learning_rate": 1e-2, "save_steps": 500},
     )  # fmt: skip
-    torch.set_num_threads(before)
     assert done is not None
     return done, notes, seen
 

@@ -97,14 +97,8 @@ def make_network(transformers: Any, name: str, **changes: Any) -> Any:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread(transformers: Any) -> Iterator[None]:
-    """Tiny products are slower on several threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def forgotten(transformers: Any, one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
     torch_backend.cache_clear()
 
 

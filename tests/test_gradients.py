@@ -1,7 +1,7 @@
 """Scores of tokens from gradients, against Captum, against finite differences, and on every architecture of transformers."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,7 @@ PASSAGE = "The old lighthouse at Penmar was built by Anna Kestrel in 1891, after
 ALWAYS = -1000.0  # a threshold below every score
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny products are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ key in the passage, are among the two with the highest scores, the words of the 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,10 @@ NEEDED = {"occlusion": 0.98, "integrated_gradients": 0.86}
 
 
 @pytest.fixture(scope="module")
-def reader(need: Callable[[str], None]) -> Iterator[Reader]:
+def reader(need: Callable[[str], None], request: pytest.FixtureRequest) -> Reader:
     need("torch")
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny products are slower on several
-    yield Reader.load(FOLDER, backend="torch", device="cpu", dtype="fp32")
-    torch.set_num_threads(before)
+    request.getfixturevalue("one_thread")
+    return Reader.load(FOLDER, backend="torch", device="cpu", dtype="fp32")
 
 
 def explain(reader: Reader, asked: dict[str, Any], method: str) -> Explanation:

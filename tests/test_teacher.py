@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -42,13 +42,7 @@ FAMILIES = ("bert", "roberta", "xlm-roberta")
 """WordPiece, byte-level and unigram."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small products are faster on one thread, and far faster where other work keeps the processor busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def questions(count: int = 6, first: int = 0) -> list[Example]:
