@@ -35,7 +35,7 @@ from side_by_side import MINI, processor
 
 from spanqa import __version__, read_squad
 from spanqa.answers import AnswerSettings
-from spanqa.backends.torch import build_masked_lm
+from spanqa.backends.torch_networks import build_masked_lm
 from spanqa.checkpoint import open_checkpoint
 from spanqa.files import write_json
 from spanqa.squad import Example

@@ -53,7 +53,7 @@ class Dropout:
     def __init__(self, checkpoint: Checkpoint) -> None:
         import torch
 
-        from spanqa.backends.torch import build_network
+        from spanqa.backends.torch_networks import build_network
 
         self.network = build_network(checkpoint, torch.float32)[0].train()
 

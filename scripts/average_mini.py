@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from spanqa import Reader, read_squad
 from spanqa.checkpoint import read_settings, write_settings
 from spanqa.evaluate.record import questions_sha256
-from spanqa.evaluate.tune import fit, gather, store
+from spanqa.evaluate.stored import store
+from spanqa.evaluate.tune import fit, gather
 from spanqa.train.labels import hold_out
 
 

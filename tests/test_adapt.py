@@ -30,7 +30,7 @@ from safetensors.numpy import load_file, save_file
 
 import tiny as tiny_checkpoints
 from spanqa.backends import torch_attention
-from spanqa.backends.torch import build_masked_lm
+from spanqa.backends.torch_networks import build_masked_lm
 from spanqa.checkpoint import open_checkpoint, read_settings, write_settings
 from spanqa.cli.adapt import _print_result as print_result
 from spanqa.errors import CheckpointError, DatasetError, InputError, InterruptedTrainingError, NotInstalledError

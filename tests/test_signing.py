@@ -291,7 +291,7 @@ def test_what_is_no_file_is_not_signed(signed: Path, keys: Path) -> None:
 
 
 def test_a_signed_model_is_not_changed(signed: Path, command: Command) -> None:
-    from spanqa.evaluate.tune import check_is_own
+    from spanqa.evaluate.stored import check_is_own
 
     with pytest.raises(InputError, match="is signed, and a change would break its signature"):
         check_is_own(open_checkpoint(signed))

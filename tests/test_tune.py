@@ -19,7 +19,8 @@ from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate import Outcome, question_scores
 from spanqa.evaluate.curves import expected_calibration_error
 from spanqa.evaluate.metrics import column
-from spanqa.evaluate.tune import TEMPERATURES, fit, gather, probabilities_at, store
+from spanqa.evaluate.stored import store
+from spanqa.evaluate.tune import TEMPERATURES, fit, gather, probabilities_at
 from spanqa.reader import Reader
 from spanqa.squad import Example, read_squad
 

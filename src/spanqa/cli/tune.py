@@ -47,7 +47,8 @@ def tune(
     threads: options.Threads = None,
 ) -> None:
     """Fit the no-answer threshold and the probabilities on labelled questions, and store them with the model."""
-    from spanqa.evaluate.tune import check_is_own, fit, gather, store, store_copy
+    from spanqa.evaluate.stored import check_is_own, store, store_copy
+    from spanqa.evaluate.tune import fit, gather
     from spanqa.files import check_is_new
     from spanqa.tables import read_examples
 

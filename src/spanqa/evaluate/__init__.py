@@ -12,6 +12,7 @@ compare.py    outcomes of two runs -> their difference
 diagnosis.py  outcomes -> the cause of each mistake
 report.py     all of that on one page
 tune.py       outcomes -> threshold and calibration
+stored.py     threshold and calibration into a model folder
 parity.py     every backend against the reference
 """
 

@@ -1,6 +1,6 @@
 """The no-answer threshold and the calibration of probabilities, fitted on data that the model was not trained on.
 
-    questions -> gather -> outcomes of each domain -> fit -> Tuned -> store -> spanqa.json
+    questions -> gather -> outcomes of each domain -> fit -> Tuned
 
 The threshold is the one that serves the criterion best on the data. `a` and `b` are a logistic regression of "there is no
 answer" on M* (Platt 1999). The temperature is the most likely one for the share of the best span, among questions that have
@@ -10,28 +10,22 @@ an answer (Guo et al. 2017, https://arxiv.org/abs/1706.04599). Several domains h
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spanqa.calibration import Calibration, Probabilities
-from spanqa.checkpoint import Checkpoint, copy_checkpoint, is_in_hub_cache, write_settings
 from spanqa.errors import DatasetError, InputError
 from spanqa.evaluate.curves import expected_calibration_error
 from spanqa.evaluate.metrics import best_cut, column
 from spanqa.evaluate.outcomes import RIGHT, Outcome, collect
-from spanqa.files import new_folder
 from spanqa.progress import Progress, silent
 from spanqa.reader import Reader
-from spanqa.signing import SIGNATURE
 from spanqa.squad import Example
 
 Criterion = Literal["f1", "exact", "precision"]
-
-PACKAGE = Path(__file__).resolve().parents[1]
 
 TEMPERATURES = np.geomspace(0.25, 16, 61)
 """The temperatures that `fit` tries, each 7 % above the one before."""
@@ -315,54 +309,6 @@ def probabilities_at(
         known = Probabilities(float(score), 0.0, calibration)
         probabilities.append(known.of_answer(float(share)) if given else known.of_no_answer)
     return np.array(probabilities), np.where(answered, _best_is_right(outcomes), ~answerable)
-
-
-def store(checkpoint: Checkpoint, tuned: Tuned) -> None:
-    """Write the threshold and the calibration into the checkpoint's spanqa.json. The file is replaced as a whole.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    write_settings(checkpoint.path, _settings(checkpoint, tuned))
-
-
-def store_copy(checkpoint: Checkpoint, tuned: Tuned, out: Path) -> None:
-    """Write a copy of the checkpoint with the threshold and the calibration to a new folder. A signature is not copied.
-
-    Raises:
-        InputError: `out` exists, or cannot be written.
-    """
-    with new_folder(out) as folder:
-        copy_checkpoint(checkpoint.path, folder, leave_out=(SIGNATURE,))
-        write_settings(folder, _settings(checkpoint, tuned))
-
-
-def check_is_own(checkpoint: Checkpoint) -> None:
-    """Check that a model's folder is the user's own, and not signed: not one inside the package or in the cache of the hub.
-
-    Raises:
-        InputError: it is not.
-    """
-    path = checkpoint.path.resolve()
-    owner = "comes with spanqa" if path.is_relative_to(PACKAGE) else "is in the cache of the hub"
-    if (path / SIGNATURE).exists():
-        raise InputError(
-            f"The model in {str(checkpoint.path)!r} is signed, and a change would break its signature. Write an unsigned copy with the "
-            "new settings: --out DIR. Then sign that one."
-        )
-    if path.is_relative_to(PACKAGE) or is_in_hub_cache(path):
-        raise InputError(
-            f"The model in {str(checkpoint.path)!r} {owner} and must stay as it is. Write a copy with the new settings: --out DIR. "
-            "To see them alone: --dry-run."
-        )
-
-
-def _settings(checkpoint: Checkpoint, tuned: Tuned) -> dict[str, Any]:
-    settings = dict(checkpoint.settings)
-    settings["answers"] = (settings.get("answers") or {}) | {"no_answer_threshold": tuned.no_answer_threshold}
-    if tuned.calibration != Calibration():
-        settings["calibration"] = asdict(tuned.calibration)
-    return settings
 
 
 def _values(data: _Data, threshold: float, criterion: Criterion) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ import transformers
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from spanqa.backends.torch import build_masked_lm, question_answering_head
+from spanqa.backends.torch_networks import build_masked_lm, question_answering_head
 from spanqa.checkpoint import BUNDLED, CARD, CONFIG, Checkpoint, name_for_records, open_checkpoint, write_settings
 from spanqa.errors import InputError
 from spanqa.evaluate.record import describe_run

@@ -25,7 +25,8 @@ from spanqa.calibration import Calibration
 from spanqa.checkpoint import BUNDLED, CARD, Checkpoint, name_for_records, open_checkpoint, read_settings
 from spanqa.errors import InputError, SpanQAWarning
 from spanqa.evaluate.record import describe_run, questions_sha256
-from spanqa.evaluate.tune import Tuned, fit, gather, store
+from spanqa.evaluate.stored import store
+from spanqa.evaluate.tune import Tuned, fit, gather
 from spanqa.extras import require
 from spanqa.files import check_is_new, shown, write_text
 from spanqa.progress import Notify, Progress, ignore, silent

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from spanqa.answers import AnswerSettings
-from spanqa.backends.torch import build_network
+from spanqa.backends.torch_networks import build_network
 from spanqa.checkpoint import Checkpoint, open_checkpoint
 from spanqa.errors import InputError
 from spanqa.progress import Progress, silent
