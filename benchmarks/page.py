@@ -268,7 +268,7 @@ No form comes within 0.06 on domains that it has not seen. The reasons:
   probably because its unanswerable questions were written to share words with their passage.
 
 What helps is `spanqa tune` on labelled questions of the own domain, with as many unanswerable ones as will be asked: see the rows "own
-domain". So spanqa-mini keeps its form, its threshold and its calibration.
+domain" of M* alone, which is tune's form. So spanqa-mini keeps its form, its threshold and its calibration.
 
 The mean of two passes with dropout, on the first questions of each part but TimeQA's, fitted on the other domains; area and
 interval beside one pass. They take twice the time, and their area is larger:
